@@ -1,0 +1,370 @@
+r"""The wire: frames and messages; bytes in, messages out.
+
+This module is the specification of the protocol, version 1, and the only one that knows msgpack. It knows no
+socket, no clock and no asyncio, and does not know what a record means (that is :mod:`aiolog.record`).
+
+A frame is a length and a msgpack array, the prefix being that of the standard ``SocketHandler``::
+
+    0        4                                   4 + length
+    +--------+-----------------------------------+
+    | length | msgpack array: [type, field, …]   |      length: u32, big-endian, of the array alone
+    +--------+-----------------------------------+
+
+The length is checked against ``max_frame_bytes`` before anything is allocated for it.
+
+====  =======  ==============================================================================================
+type  message  fields
+====  =======  ==============================================================================================
+1     HELLO    version, session, pid, process_name, host, app, labels, start_time, token, acked
+2     DEFINE   sites: an array of definitions, a site of 8 fields or a thread of 2. The n-th definition of a
+               connection, counted from 0 over all its DEFINEs, is number n of its dictionary
+3     BATCH    first_seq, count, dropped, crc, payload: the msgpack array of ``count`` wire records, as bytes;
+               crc is its CRC-32 (that of zlib). ``dropped`` records are missing between the record before
+               this batch and ``first_seq``. A batch of no records is a heartbeat, or tells of drops alone
+4     BYE      none: the session is complete and will not be continued
+16    WELCOME  version, store, last_seq, window_bytes, durability
+17    ACK      seq: every record up to this one is delivered, at the durability that WELCOME named
+18    BUSY     none: alive, still writing; restart the timer, do not send again
+19    REFUSE   code, text: the connection closes; ``code`` is a :class:`Refusal`, ``text`` is for people
+====  =======  ==============================================================================================
+
+The conversation::
+
+    client                                   server
+      │ HELLO(session, acked=0) ──────────────► │
+      │ ◄────────────── WELCOME(last_seq=0, …)  │   send from last_seq + 1
+      │ DEFINE([site, thread]) ───────────────► │
+      │ BATCH(first_seq=1, count=3) ──────────► │
+      │ BATCH(first_seq=4, count=2) ──────────► │   up to window_bytes without waiting
+      │ ◄────────────────────────────── ACK(3)  │   acks are cumulative
+      │ ◄────────────────────────────── ACK(5)  │
+      │ BYE ──────────────────────────────────► │
+
+``session`` is 16 random bytes, new for every handler in every process, and the secret of that session.
+``seq`` numbers records from 1. After a reconnect the client sends again whatever is not acked; a record that is
+already written is acked like a new one. A connection that the client finds silent for too long while it waits
+for an ACK is dead to it; so is, to the server, one that sends nothing for longer than its idle timeout.
+
+>>> frame = encode(Ack(seq=5))
+>>> frame
+b'\x00\x00\x00\x03\x92\x11\x05'
+>>> decoder = Decoder(FROM_SERVER)
+>>> decoder.feed(frame[:5])         # any split of the bytes gives the same messages
+>>> decoder.next() is None
+True
+>>> decoder.feed(frame[5:])
+>>> decoder.next()
+Ack(seq=5)
+>>> records = [pack_record([1.5, 0, 1, "started"]), pack_record([1.6, 0, 1, "ready"])]
+>>> decoder = Decoder(FROM_CLIENT)
+>>> decoder.feed(batch_frame(1, 0, records))
+>>> batch = decoder.next()
+>>> batch.first_seq, batch.count, unpack_records(batch)
+(1, 2, ((1.5, 0, 1, 'started'), (1.6, 0, 1, 'ready')))
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import msgpack
+
+from aiolog.errors import ProtocolError
+
+VERSION = 1
+SESSION_BYTES = 16
+MAX_FRAME_BYTES = 1 << 20  # a batch of about 10,000 lines; rsyslog's limit for one message is 8 KiB by default
+MAX_HELLO_BYTES = 64 << 10  # before it has said who it is, a peer gets no more memory than this
+MAX_RECORD_BYTES = 512 << 10  # half a frame, so that a record always fits one with its neighbours' headers
+MAX_BATCH_RECORDS = 2_048  # of any size; a batch of short lines has 1,300
+# msgpack makes room for an array when its header comes, at each of 1,024 levels: 3,000 bytes of nested headers take
+# 16 MB for a moment at this length, and 130 MB at 16,384.
+MAX_ARRAY_LEN = 2_048
+MAX_MAP_LEN = 2_048  # labels and nested extras; the handler sends at most 1,000 values in one record
+BATCH_BYTES = 64 << 10  # where a client cuts a batch: larger ones save nothing that we could measure
+DEFINE_BYTES = 64 << 10
+# One byte can become an object of 75 (an empty map; our measurement, 2026-11-23). A frame that is larger than a client
+# sends without one large record in it is therefore counted; its arrays and maps may be as many as 64 KiB could hold.
+COUNTED_BYTES = 2 * BATCH_BYTES
+MAX_CONTAINERS = 65_536
+SEQ_MAX = 1 << 62
+
+_LENGTH = struct.Struct(">L")
+_ARRAY_32 = struct.Struct(">BL")
+_ARRAY_32_TAG = 0xDD
+
+
+class Refusal(IntEnum):
+    """Why a server refuses a connection: the ``code`` of REFUSE."""
+
+    PROTOCOL = 1  # the peer broke the protocol
+    VERSION = 2  # another version of it
+    TOKEN = 3  # the token is wrong or missing
+    FULL = 4  # too many connections or sessions; come again later
+    SUPERSEDED = 5  # the same session has said HELLO on a newer connection
+    STOPPING = 6  # the server is draining; come again later
+
+
+class Hello(NamedTuple):
+    """The first message of a connection: who is there, and up to which seq it knows its records acked."""
+
+    version: int
+    session: bytes
+    pid: int
+    process_name: str | None
+    host: str
+    app: str
+    labels: Mapping[str, str]
+    start_time: float  # logging._startTime: seconds as a float, nanoseconds as an int from CPython 3.13
+    token: str
+    acked: int
+
+
+class Define(NamedTuple):
+    """More definitions for the dictionary of this connection: sites of 8 fields, threads of 2."""
+
+    sites: Sequence[Sequence[Any]]
+
+
+class Batch(NamedTuple):
+    """Records ``first_seq`` to ``first_seq + count - 1``, after ``dropped`` ones that nobody will see."""
+
+    first_seq: int
+    count: int  # type: ignore[assignment]  # the wire's word; nobody counts a tuple's fields
+    dropped: int
+    crc: int
+    payload: bytes
+
+
+class Bye(NamedTuple):
+    """The session is complete."""
+
+
+class Welcome(NamedTuple):
+    """The answer to HELLO: ``last_seq`` is the last record of the session that the server answers for."""
+
+    version: int
+    store: str
+    last_seq: int
+    window_bytes: int
+    durability: str
+
+
+class Ack(NamedTuple):
+    """Every record up to ``seq`` is delivered."""
+
+    seq: int
+
+
+class Busy(NamedTuple):
+    """The server lives and still writes."""
+
+
+class Refuse(NamedTuple):
+    """The server closes the connection, and says why."""
+
+    code: int
+    text: str
+
+
+Message: TypeAlias = Hello | Define | Batch | Bye | Welcome | Ack | Busy | Refuse
+
+_NUMBER = (int, float)
+# For each type of message: its class, and what its fields must be. (bool passes for int, and does no harm.)
+_Form: TypeAlias = tuple[type[Any], tuple[Any, ...]]
+FROM_CLIENT: Mapping[int, _Form] = {
+    1: (Hello, (int, bytes, int, (str, type(None)), str, str, dict, _NUMBER, str, int)),
+    2: (Define, ((list, tuple),)),
+    3: (Batch, (int, int, int, int, bytes)),
+    4: (Bye, ()),
+}
+FROM_SERVER: Mapping[int, _Form] = {
+    16: (Welcome, (int, str, int, int, str)),
+    17: (Ack, (int,)),
+    18: (Busy, ()),
+    19: (Refuse, (int, str)),
+}
+_TYPE_OF = {form[0]: number for forms in (FROM_CLIENT, FROM_SERVER) for number, form in forms.items()}
+
+# surrogatepass: a lone surrogate (an undecodable file name, say) is text in Python, and must not cost its record.
+# One packer for all threads: pack() runs no Python code on plain values, so nothing can come in between.
+_pack = msgpack.Packer(unicode_errors="surrogatepass").pack
+
+
+def _unpack(body: Any) -> Any:
+    """Return the one value in ``body``, arrays as tuples.
+
+    Raises ProtocolError when it is anything but one well-formed, modest msgpack value.
+    """
+    count = _container_counter() if len(body) > COUNTED_BYTES else None
+    try:
+        return msgpack.unpackb(
+            body,
+            list_hook=count,
+            object_hook=count,
+            use_list=False,
+            unicode_errors="surrogatepass",
+            max_array_len=MAX_ARRAY_LEN,
+            max_map_len=MAX_MAP_LEN,
+            max_ext_len=0,
+        )
+    except Exception as error:
+        # msgpack's own errors share no root: FormatError, StackError, ExtraData, UnicodeDecodeError, ValueError.
+        raise ProtocolError(f"a frame is not valid msgpack ({type(error).__name__})", Refusal.PROTOCOL) from error
+
+
+def _container_counter() -> Callable[[Any], Any]:
+    left = iter(range(MAX_CONTAINERS))
+
+    def count(container: Any) -> Any:
+        if next(left, None) is None:
+            raise ValueError("more arrays and maps than a client sends")
+        return container
+
+    return count
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message."""
+    body: bytes = _pack((_TYPE_OF[type(message)], *message))
+    return _LENGTH.pack(len(body)) + body
+
+
+def pack_record(wire: Sequence[Any]) -> bytes:
+    """Return the bytes of one wire record, a part of a batch's payload.
+
+    Raises whatever msgpack raises for a value that is not plain; :mod:`aiolog.record` makes only plain ones.
+    """
+    packed: bytes = _pack(wire)
+    return packed
+
+
+def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes]) -> bytes:
+    """Return the BATCH frame of packed records; at most MAX_BATCH_RECORDS, and together below a frame's limit."""
+    payload = b"".join((_ARRAY_32.pack(_ARRAY_32_TAG, len(records)), *records))
+    return encode(Batch(first_seq, len(records), dropped, zlib.crc32(payload), payload))
+
+
+def define_frames(definitions: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    """Yield DEFINE frames of about DEFINE_BYTES, or of one larger definition, that carry them all in their order."""
+    chunk: list[Sequence[Any]] = []
+    chunk_bytes = 0
+    for fields in definitions:
+        size_bytes = len(_pack(fields))
+        if chunk and (chunk_bytes + size_bytes > DEFINE_BYTES or len(chunk) == MAX_ARRAY_LEN):
+            yield encode(Define(chunk))
+            chunk, chunk_bytes = [], 0
+        chunk.append(fields)
+        chunk_bytes += size_bytes
+    if chunk:
+        yield encode(Define(chunk))
+
+
+def unpack_records(batch: Batch) -> tuple[Sequence[Any], ...]:
+    """Return the wire records of a batch, checked for number but not each for form.
+
+    Raises ProtocolError when the payload is damaged, or holds another number of records than it says.
+    """
+    if zlib.crc32(batch.payload) != batch.crc:
+        raise ProtocolError("a batch arrived damaged: its CRC does not match", Refusal.PROTOCOL)
+    records = _unpack(batch.payload)
+    if not isinstance(records, tuple) or len(records) != batch.count:
+        raise ProtocolError(f"a batch does not hold the {batch.count} records it announces", Refusal.PROTOCOL)
+    return records
+
+
+class Decoder:
+    """Cut a stream of bytes into the messages of one direction.
+
+    Holds at most what it was fed and has not yet given out. After a ProtocolError it must not be used again.
+    """
+
+    def __init__(self, forms: Mapping[int, _Form], max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes
+        self._forms = forms
+        self._buffer = bytearray()
+        self._start = 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes fed and not yet given out: 0 between frames."""
+        return len(self._buffer) - self._start
+
+    def feed(self, data: bytes) -> None:
+        """Add received bytes."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._buffer += data
+
+    def has_frame(self) -> bool:
+        """Whether :meth:`next` would return a message, or raise, without more bytes."""
+        available = len(self._buffer) - self._start
+        if available < _LENGTH.size:
+            return False
+        length: int = _LENGTH.unpack_from(self._buffer, self._start)[0]
+        return length > self.max_frame_bytes or available >= _LENGTH.size + length
+
+    def next(self) -> Any:
+        """Return the next message, or None when it is not complete.
+
+        Raises ProtocolError for a frame that is too long, is no msgpack, or is no message of this direction. The
+        text says what came, and what to do.
+        """
+        buffer, start = self._buffer, self._start
+        available = len(buffer) - start
+        if available < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(buffer, start)
+        if length > self.max_frame_bytes:
+            raise ProtocolError(_explain_length(bytes(buffer[start : start + 8]), length, self.max_frame_bytes), 1)
+        end = start + _LENGTH.size + length
+        if len(buffer) < end:
+            return None
+        body = bytes(memoryview(buffer)[start + _LENGTH.size : end])
+        self._start = end
+        if end == len(buffer):  # an idle connection holds nothing
+            buffer.clear()
+            self._start = 0
+        if body[:1] in (b"}", b"\x80") and body[-1:] == b".":
+            raise ProtocolError(
+                "the standard SocketHandler's pickles came, which this server never loads; "
+                "use aiolog.AiologHandler in that process",
+                Refusal.PROTOCOL,
+            )
+        return self._message(_unpack(body))
+
+    def _message(self, fields: Any) -> Any:
+        if not isinstance(fields, tuple) or not fields or type(fields[0]) is not int:
+            raise ProtocolError("a frame is not an array that begins with a type", Refusal.PROTOCOL)
+        form = self._forms.get(fields[0])
+        if form is None:
+            raise ProtocolError(f"a frame has the unknown type {fields[0]}", Refusal.PROTOCOL)
+        make, kinds = form
+        name = make.__name__.upper()
+        if len(fields) != len(kinds) + 1:
+            raise ProtocolError(f"{name} has {len(fields) - 1} fields instead of {len(kinds)}", Refusal.PROTOCOL)
+        for index, kind in enumerate(kinds, 1):
+            if not isinstance(fields[index], kind):
+                raise ProtocolError(
+                    f"the field {make._fields[index - 1]} of {name} is of the wrong type", Refusal.PROTOCOL
+                )
+        return make(*fields[1:])
+
+
+def _explain_length(head: bytes, length: int, limit: int) -> str:
+    """Say in one sentence what the bytes of an impossible length look like, and in another what to do."""
+    if head.startswith((b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PRI ")):
+        return "an HTTP request came to the port for records; metrics and health have a port of their own ([http])"
+    if head.startswith(b"\x16\x03"):
+        return "a TLS handshake came, and this port speaks plain TCP; turn TLS off in that client"
+    if head.startswith(b"SSH-"):
+        return "an SSH client came; this port is for aiolog.AiologHandler"
+    return (
+        f"a frame of {length} bytes was announced, and the limit is {limit}; "
+        "either something else than aiolog.AiologHandler connected, or max_frame_bytes is too small"
+    )

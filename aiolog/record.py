@@ -1,0 +1,557 @@
+"""Records on their way: a ``LogRecord`` becomes a wire record in the worker, and attributes again in the server.
+
+This is the only module that knows the attributes of ``logging.LogRecord``. It knows nothing of bytes, sockets,
+threads or clocks. Both directions are total: whatever an application puts into a record, and whatever a peer
+sends as one, something readable comes out and nothing is raised.
+
+A wire record is ``[created, site, thread, message]``, or with a fifth element, ``rare``:
+
+==========  ==================================================================================================
+created     the moment: a float, seconds since the epoch (CPython up to 3.12), or an int, *nanoseconds* since
+            the epoch (from 3.13, where ``LogRecord`` counts in them). ``msecs`` and ``relativeCreated`` follow
+            from it exactly, so they do not travel
+site        a number in the dictionary of definitions, or the eight fields of a :class:`Site` in place
+thread      a number in the same dictionary, or the two fields of a :class:`Thread` in place
+message     the rendered message, text. ``args`` never travel: they may hold secrets, and change after the call
+rare        a map with what most records do not have: ``exc_text``, ``stack_info``, ``taskName``; ``extra``, a
+            flat array of names and values; and any standard attribute that differs from what the rest gives
+==========  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
+
+WireRecord: TypeAlias = Sequence[Any]
+
+MAX_SITES = 4_096  # call sites in the dictionary; more travel in place. Large services have about 2,000
+MAX_THREADS = 1_024  # a thread per request would otherwise fill the dictionary with the dead
+MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one more
+MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
+MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
+MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
+MAX_TRACE_CHARS = 64 << 10  # of an exception's or a stack's text: about 800 frames
+MAX_EXTRA_CHARS = 64 << 10  # of all texts in one record's extra together
+MAX_EXTRA_NODES = 1_000  # values in one record's extra, nested ones counted: bounds breadth
+MAX_EXTRA_DEPTH = 8  # bounds depth, and with it cycles; every JSON reader goes deeper than that
+INT_MIN, INT_MAX = -(1 << 63), (1 << 64) - 1  # what msgpack can carry as an int
+SECOND_NS = 10**9
+MILLISECOND_NS = 10**6
+
+MALFORMED = "aiolog_malformed"  # the extra that marks a record whose sender broke its form
+
+# LogRecord counts in nanoseconds from CPython 3.13 (Lib/logging/__init__.py, LogRecord.__init__).
+_NANOSECONDS = sys.version_info >= (3, 13)
+
+_PLAIN = logging.makeLogRecord({}).__dict__
+_PLAIN_COUNT = len(_PLAIN)
+
+STANDARD_ATTRIBUTES = frozenset(_PLAIN) | {"message", "asctime", "taskName"}
+"""The attributes that every record has or gets, in any supported CPython; all others are extras."""
+
+_SITE_NAMES = ("name", "levelno", "levelname", "pathname", "filename", "module", "lineno", "funcName")
+_USUAL_NAMES = ("exc_info", "exc_text", "stack_info", "process", "processName") + (
+    ("taskName",) if "taskName" in _PLAIN else ()
+)
+# What Formatter.format leaves on a record for the next handler to find is not worth the slow way.
+_FAST_ATTRIBUTES = frozenset(_PLAIN) | {"message", "asctime"}
+_RARE_KINDS: dict[Any, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "levelname", "pathname", "filename", "module"), (str,)),
+    **dict.fromkeys(("levelno", "lineno"), (int,)),
+    **dict.fromkeys(("created", "msecs", "relativeCreated"), (float, int)),
+    **dict.fromkeys(("process", "thread"), (int, type(None))),
+    **dict.fromkeys(("funcName", "threadName", "processName", "taskName", "exc_text", "stack_info"), (str, type(None))),
+}
+_site_of = itemgetter(*_SITE_NAMES)
+_usual_of = itemgetter(*_USUAL_NAMES)
+_moment_of = itemgetter("created", "msecs", "relativeCreated", "thread", "threadName", "msg", "args")
+
+
+class Site(NamedTuple):
+    """What never changes at one log statement; it travels once per connection."""
+
+    name: str
+    levelno: int
+    levelname: str
+    pathname: str
+    filename: str
+    module: str
+    lineno: int
+    funcName: str | None  # noqa: N815 - the name that LogRecord gives it
+
+    @classmethod
+    def of(cls, fields: Sequence[Any]) -> Site:
+        """Make a site of eight fields of any type; what is wrong becomes text, or 0 for a number."""
+        name, levelno, levelname, pathname, filename, module, lineno, function = fields
+        return cls(
+            _name(name),
+            _number(levelno),
+            _name(levelname),
+            _name(pathname),
+            _name(filename),
+            _name(module),
+            _number(lineno),
+            None if function is None else _name(function),
+        )
+
+
+class Thread(NamedTuple):
+    """The thread of a record: its ident and its name, either of which ``logging`` may have been told to omit."""
+
+    ident: int | None
+    name: str | None
+
+    @classmethod
+    def of(cls, fields: Sequence[Any]) -> Thread:
+        """Make a thread of two fields of any type."""
+        ident, name = fields
+        return cls(
+            None if ident is None else _number(ident),
+            None if name is None else _name(name),
+        )
+
+
+Definition: TypeAlias = Site | Thread
+
+
+def definition(fields: Sequence[Any]) -> Definition:
+    """Make a site of eight fields, or a thread of two.
+
+    Raises ``ValueError`` when there is another number of them.
+    """
+    if len(fields) == len(Thread._fields):
+        return Thread.of(fields)
+    return Site.of(fields)
+
+
+class Source:
+    """One process at the other end of a connection: what all its records share.
+
+    ``definitions`` maps the numbers of the dictionary to sites and threads; numbers only grow and never change
+    their meaning. ``plans`` is where a formatter keeps what it has prepared for each site, so that it goes when
+    the connection goes. ``start_time`` is the worker's ``logging._startTime``: seconds as a float, or an int in
+    nanoseconds from CPython 3.13.
+    """
+
+    __slots__ = ("app", "definitions", "host", "labels", "pid", "plans", "process_name", "start_time")
+
+    def __init__(
+        self,
+        *,
+        app: str = "",
+        host: str = "",
+        pid: int | None = None,
+        process_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        start_time: float = 0.0,
+    ) -> None:
+        self.app = app
+        self.host = host
+        self.pid = pid
+        self.process_name = process_name
+        self.labels = dict(labels or {})
+        self.start_time = start_time
+        self.definitions: dict[int, Definition] = {}
+        self.plans: dict[object, dict[Any, Any]] = {}
+
+    def define(self, fields: Sequence[Any]) -> None:
+        """Add the next definition. Raises ``ValueError`` for a wrong number of fields."""
+        self.definitions[len(self.definitions)] = definition(fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# In the worker: LogRecord → wire record
+
+
+class Encoder:
+    """Turn the records of one process into wire records, and keep its dictionary of definitions.
+
+    Any thread may call :meth:`encode`, a signal handler may interrupt it: it takes no lock. ``definitions`` is
+    only appended to, and a definition stands in it before the first wire record that uses it is returned.
+    """
+
+    def __init__(
+        self,
+        *,
+        pid: int,
+        process_name: str | None,
+        start_time: float,
+        format_exception: Callable[[Any], str],
+    ) -> None:
+        self.definitions: list[Definition] = []
+        self._sites: dict[tuple[Any, ...], int] = {}
+        self._threads: dict[tuple[Any, Any], int] = {}
+        self._claimed = 0  # definitions, and the characters in them
+        self._claimed_chars = 0
+        self.pid = pid
+        self.process_name = process_name
+        self.start_time = start_time
+        self._format_exception = format_exception
+        self._usual = (None, None, None, pid, process_name, None)[: len(_USUAL_NAMES)]
+
+    def encode(self, record: logging.LogRecord) -> WireRecord:
+        """Return the wire record: a list of four or five msgpack-able values. Never raises an ``Exception``."""
+        attributes = record.__dict__
+        try:
+            site = self._sites[_site_of(attributes)]
+            created, msecs, relative, ident, thread_name, msg, args = _moment_of(attributes)
+            thread = self._threads[ident, thread_name]
+            if _usual_of(attributes) != self._usual or (
+                len(attributes) != _PLAIN_COUNT and not attributes.keys() <= _FAST_ATTRIBUTES
+            ):
+                return self._encode_slowly(record)
+            start = self.start_time
+            # Exactly what LogRecord computed, so that the server can do it again. See the module's docstring.
+            if _NANOSECONDS:
+                created_ns = round(relative * 1e6) + start
+                if (
+                    created_ns / 1e9 != created
+                    or created_ns % SECOND_NS // MILLISECOND_NS != msecs
+                    or (created_ns - start) / 1e6 != relative
+                    or created_ns >> 64  # before 1970, or more than msgpack can carry
+                ):
+                    return self._encode_slowly(record)
+                created = created_ns
+            elif (created - start) * 1000 != relative or created % 1 * 1000 // 1 != msecs:
+                return self._encode_slowly(record)
+            # getMessage() written out; a subclass of LogRecord may have its own, as with {-style messages.
+            if type(record) is logging.LogRecord and type(msg) is str:
+                message = msg % args if args else msg
+            else:
+                message = record.getMessage()
+            if type(message) is not str or len(message) > MAX_MESSAGE_CHARS:
+                return self._encode_slowly(record)
+        except Exception:  # noqa: BLE001 - foreign code ran; the slow way finds out which attribute it was
+            return self._encode_slowly(record)
+        return [created, site, thread, message]
+
+    def encode_small(self, record: logging.LogRecord) -> WireRecord:
+        """Return the wire record with every text cut to an eighth: for a record that did not fit a frame."""
+        return self._encode_slowly(record, shrink=8)
+
+    def _encode_slowly(self, record: logging.LogRecord, shrink: int = 1) -> WireRecord:
+        """Encode attribute by attribute: for first-time sites, rare attributes and anything odd."""
+        attributes = record.__dict__
+        message = _clip(_render(record), MAX_MESSAGE_CHARS // shrink)
+        rare = self._rare(attributes, shrink)
+        created = self._created(attributes, rare)
+        wire: list[Any] = [created, self._site(attributes), self._thread(attributes), message]
+        if rare:
+            wire.append(rare)
+        return wire
+
+    def _rare(self, attributes: dict[Any, Any], shrink: int) -> dict[str, Any]:
+        # Values are compared by type first: the == and the truth of a foreign object may raise.
+        rare: dict[str, Any] = {}
+        exc_text = attributes.get("exc_text")
+        if not _is_given(exc_text) and _is_given(attributes.get("exc_info")):
+            try:
+                exc_text = self._format_exception(attributes["exc_info"])
+            except Exception as error:  # noqa: BLE001 - a broken exc_info must not cost the record
+                exc_text = f"[aiolog: the traceback could not be formatted: {type(error).__name__}]"
+        if _is_given(exc_text):
+            rare["exc_text"] = _clip(_text(exc_text), MAX_TRACE_CHARS // shrink)
+        if _is_given(stack_info := attributes.get("stack_info")):
+            rare["stack_info"] = _clip(_text(stack_info), MAX_TRACE_CHARS // shrink)
+        if (task_name := attributes.get("taskName")) is not None:
+            rare["taskName"] = _name(task_name)
+        pid, process_name = attributes.get("process"), attributes.get("processName")
+        if type(pid) is not int or pid != self.pid:
+            rare["process"] = None if pid is None else _number(pid)
+        if process_name is not self.process_name and (
+            type(process_name) is not str or process_name != self.process_name
+        ):
+            rare["processName"] = None if process_name is None else _name(process_name)
+        extra = [
+            (name, value)
+            for name, value in attributes.copy().items()
+            if type(name) is not str or name not in STANDARD_ATTRIBUTES
+        ]
+        if extra:
+            plain = _Plain(MAX_EXTRA_NODES // shrink, MAX_EXTRA_CHARS // shrink)
+            rare["extra"] = [part for pair in plain.mapping(extra, MAX_EXTRA_DEPTH).items() for part in pair]
+        return rare
+
+    def _created(self, attributes: Mapping[str, Any], rare: dict[str, Any]) -> float:
+        """Return the moment for the wire; whatever the server would not compute from it goes into ``rare``."""
+        given = attributes.get("created")
+        msecs, relative = attributes.get("msecs"), attributes.get("relativeCreated")
+        created: Any
+        try:
+            created = round(relative * 1e6) + self.start_time if _NANOSECONDS else None  # type: ignore[operator]
+        except Exception:  # noqa: BLE001 - not a number, or not a finite one
+            created = None
+        if (
+            type(created) is not int
+            or type(given) is not float
+            or not INT_MIN <= created <= INT_MAX
+            or created / 1e9 != given
+        ):
+            try:
+                created = float(given)  # type: ignore[arg-type]
+            except Exception:  # noqa: BLE001
+                created = None
+        if not _is_moment(created):
+            created = 0.0
+        rebuilt = _clock(created, self.start_time)
+        for name, value in (("created", given), ("msecs", msecs), ("relativeCreated", relative)):
+            if type(value) is not float or value != rebuilt[name]:
+                rare[name] = value if type(value) is float else _scalar(value)
+        return created  # type: ignore[no-any-return]
+
+    def _site(self, attributes: Mapping[str, Any]) -> Any:
+        try:
+            key = _site_of(attributes)
+            known = self._sites.get(key)
+        except Exception:  # noqa: BLE001 - an attribute is missing, or cannot be hashed
+            return Site.of([attributes.get(name) for name in _SITE_NAMES])
+        if known is not None:
+            return known
+        site = Site.of(key)
+        if len(self._sites) >= MAX_SITES:
+            return site
+        return self._define(site, self._sites, key)
+
+    def _thread(self, attributes: Mapping[str, Any]) -> Any:
+        key = (attributes.get("thread"), attributes.get("threadName"))
+        try:
+            known = self._threads.get(key)
+        except Exception:  # noqa: BLE001 - one cannot be hashed
+            return Thread.of(key)
+        if known is not None:
+            return known
+        thread = Thread.of(key)
+        if len(self._threads) >= MAX_THREADS:
+            return thread
+        return self._define(thread, self._threads, key)
+
+    def _define(self, entry: Definition, numbers: dict[Any, int], key: tuple[Any, ...]) -> Any:
+        """Return the number of a new definition, or the definition itself when the dictionary is full."""
+        chars = sum(len(field) for field in entry if isinstance(field, str))
+        # Claimed first, and given back if it was too much: two threads may be here at once, and a server closes a
+        # connection whose dictionary is larger by one.
+        self._claimed += 1
+        self._claimed_chars += chars
+        if self._claimed > MAX_DEFINITIONS or self._claimed_chars > MAX_DEFINITION_CHARS:
+            self._claimed -= 1
+            self._claimed_chars -= chars
+            return entry
+        # Append is atomic; the entry then stands at `start` or behind.
+        start = len(self.definitions)
+        self.definitions.append(entry)
+        number = self.definitions.index(entry, start)
+        numbers[key] = number
+        return number
+
+
+def _render(record: logging.LogRecord) -> str:
+    """Return the message, or the best that can be made of one that cannot be rendered."""
+    try:
+        message = record.getMessage()
+        return message if type(message) is str else _text(message)
+    except Exception as error:  # noqa: BLE001 - str() and % run foreign code
+        msg, args = record.__dict__.get("msg"), record.__dict__.get("args")
+        return f"{_text(msg)} {_repr(args)} [aiolog: the arguments do not fit the message: {type(error).__name__}]"
+
+
+def _text(value: Any) -> str:
+    """Return ``str(value)`` as a real ``str``, whatever the object does."""
+    try:
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return repr(bytes(value[:MAX_EXTRA_CHARS]))  # the text of a gigabyte would be made before it is cut
+        text = str(value)
+        return text if type(text) is str else str.__str__(text)
+    except Exception:  # noqa: BLE001
+        return _repr(value)
+
+
+def _repr(value: Any) -> str:
+    try:
+        text = repr(value)
+        return text if type(text) is str else str.__str__(text)
+    except Exception as error:  # noqa: BLE001
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _clip(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… [aiolog: cut from {len(text)} characters]"
+
+
+def _name(value: Any) -> str:
+    return (value if type(value) is str else _text(value))[:MAX_NAME_CHARS]
+
+
+def _number(value: Any) -> int:
+    try:
+        return max(INT_MIN, min(INT_MAX, int(value)))
+    except Exception:  # noqa: BLE001
+        return 0
+
+
+def _is_given(value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:  # noqa: BLE001
+        return True
+
+
+def _scalar(value: Any) -> Any:
+    return _Plain(0, MAX_NAME_CHARS).value(value)
+
+
+class _Plain:
+    """Turn any object into None, bool, int, float, str, list and dict; bounded by nodes, characters and depth."""
+
+    __slots__ = ("_chars", "_nodes")
+
+    def __init__(self, nodes: int, chars: int) -> None:
+        self._nodes = nodes
+        self._chars = chars
+
+    def value(self, value: Any, depth: int = MAX_EXTRA_DEPTH) -> Any:
+        """Return the plain value; a node is counted by whoever holds it."""
+        kind = type(value)
+        if kind is float or value is None or kind is bool:
+            return value
+        if kind is int and INT_MIN <= value <= INT_MAX:
+            return value
+        if kind is not list and kind is not tuple and kind is not dict:
+            return self._take(value if kind is str else _text(value), self._chars)
+        if not depth or self._is_spent:
+            return f"[aiolog: cut, a {kind.__name__} of {len(value)}]"
+        try:
+            return self.mapping(value.items(), depth - 1) if kind is dict else self._sequence(value, depth - 1)
+        except Exception:  # noqa: BLE001 - it changed under our hands
+            return "[aiolog: changed while it was read]"
+
+    def mapping(self, items: Collection[tuple[Any, Any]], depth: int) -> dict[str, Any]:
+        """Return names and plain values, with at most ``depth`` levels of lists and dicts in each."""
+        made: dict[str, Any] = {}
+        for name, value in items:
+            if self._is_spent:
+                made["…"] = f"[aiolog: cut from {len(items)} items]"
+                break
+            self._nodes -= 1
+            text = self._take(name if type(name) is str else _text(name), MAX_NAME_CHARS)
+            made[text] = self.value(value, depth)
+        return made
+
+    def _sequence(self, items: Collection[Any], depth: int) -> list[Any]:
+        made: list[Any] = []
+        for value in items:
+            if self._is_spent:
+                made.append(f"[aiolog: cut from {len(items)} items]")
+                break
+            self._nodes -= 1
+            made.append(self.value(value, depth))
+        return made
+
+    @property
+    def _is_spent(self) -> bool:
+        return self._nodes <= 0 or self._chars <= 0
+
+    def _take(self, text: str, limit: int) -> str:
+        taken = _clip(text, max(0, limit))
+        self._chars -= len(taken)
+        return taken
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# In the server: wire record → attributes
+
+
+def _clock(created: float, start_time: float) -> dict[str, Any]:
+    """Compute the three attributes of time as ``LogRecord.__init__`` does; float seconds or int nanoseconds."""
+    try:
+        if type(created) is int:
+            return {
+                "created": created / 1e9,
+                "msecs": created % SECOND_NS // MILLISECOND_NS + 0.0,
+                "relativeCreated": (created - start_time) / 1e6,
+            }
+        return {
+            "created": created,
+            "msecs": int((created - int(created)) * 1000) + 0.0,
+            "relativeCreated": (created - start_time) * 1000,
+        }
+    except (OverflowError, ValueError, TypeError):  # nan, infinity, or a start_time that is no number
+        return {"created": created, "msecs": 0.0, "relativeCreated": 0.0}
+
+
+def _is_moment(created: Any) -> bool:
+    return type(created) in (float, int) and -1e18 < created < 1e20
+
+
+def attributes(source: Source, wire: Any) -> dict[str, Any]:
+    """Rebuild every attribute of the ``LogRecord``, fit for ``logging.makeLogRecord``; extras stand among them.
+
+    ``msg`` is the rendered message, ``args`` and ``exc_info`` are None, as with the standard ``SocketHandler``.
+    Total: a record of a wrong form is coerced, and says so in the extra ``aiolog_malformed``.
+    """
+    faults: list[str] = []
+    parts = list(wire) if isinstance(wire, (list, tuple)) else []
+    if not 4 <= len(parts) <= 5:
+        faults.append("not an array of 4 or 5")
+        parts = (parts + [0.0, None, None, _text(wire)][len(parts) :])[:4]
+    created, site, thread, message, *rest = parts
+    rare = rest[0] if rest else {}
+    if not isinstance(rare, dict):
+        faults.append("rare is not a map")
+        rare = {}
+    if not _is_moment(created):
+        faults.append("created is not a moment")
+        created = 0.0
+    if type(message) is not str:
+        faults.append("the message is not text")
+        message = _text(message)
+    found = {
+        **_resolve(source, site, Site, Site("unknown", 0, "NOTSET", "", "", "", 0, None), faults)._asdict(),
+        **_clock(created, source.start_time),
+        "msg": message,
+        "args": None,
+        "exc_info": None,
+        "exc_text": None,
+        "stack_info": None,
+        "taskName": None,
+        "process": source.pid,
+        "processName": source.process_name,
+    }
+    ident, name = _resolve(source, thread, Thread, Thread(None, None), faults)
+    found["thread"], found["threadName"] = ident, name
+    extra: dict[str, Any] = {}
+    for key, value in rare.items():
+        if key == "extra" and isinstance(value, (list, tuple)):
+            extra = {_name(k): v for k, v in zip(value[::2], value[1::2], strict=False)}
+            if len(value) % 2 or any(type(name) is not str for name in value[::2]):
+                faults.append("extra is not names and values")
+        elif type(value) in _RARE_KINDS.get(key, ()) and (key != "created" or _is_moment(value)):
+            found[key] = value
+        else:
+            faults.append(f"rare has {_name(key)!r}, which is no attribute or of the wrong type")
+            if key in ("exc_text", "stack_info"):
+                found[key] = _text(value)
+    found.update((key, value) for key, value in extra.items() if key not in STANDARD_ATTRIBUTES)
+    if faults:
+        found[MALFORMED] = "; ".join(faults)
+    return found
+
+
+def _resolve(source: Source, given: Any, kind: Any, unknown: Any, faults: list[str]) -> Any:
+    """Return the definition that a number names, or the one given in place, or ``unknown`` and a fault."""
+    if isinstance(given, (list, tuple)):
+        try:
+            return kind.of(given)
+        except ValueError:
+            faults.append(f"a {kind.__name__.lower()} in place has the wrong number of fields")
+            return unknown
+    found = source.definitions.get(given) if type(given) is int else None
+    if isinstance(found, kind):
+        return found
+    faults.append(f"the {kind.__name__.lower()} was never defined")
+    return unknown
