@@ -1,0 +1,602 @@
+"""The thread between a backlog and a server: connect, send, read acks, back off.
+
+Knows sockets, the protocol and the backlog; knows nothing of ``LogRecord``, and never calls into ``logging``:
+``logging.config.dictConfig`` holds that module's lock while it closes handlers and waits for this thread.
+
+What application threads touch here are :meth:`Sender.put`, :meth:`Sender.flush` and :meth:`Sender.stop`. They take
+no lock: waiting is polling with short sleeps, because a lock could be held by the very thread that a signal handler
+interrupts, or by a thread that does not exist after a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from time import monotonic, sleep, time
+from typing import Any, Protocol
+
+from aiolog import crash
+from aiolog.backlog import Backlog
+from aiolog.errors import ProtocolError
+from aiolog.protocol import (
+    FROM_SERVER,
+    SESSION_BYTES,
+    Ack,
+    Busy,
+    Bye,
+    Decoder,
+    Hello,
+    Refusal,
+    Refuse,
+    Welcome,
+    define_frames,
+    encode,
+)
+
+POLL_SECONDS = 0.001  # between two looks of a caller that waits: far below what block_timeout_seconds may be
+IDLE_POLL_SECONDS = 0.05  # the same for a flush that has waited long already
+RECEIVE_BYTES = 16 << 10  # acks are 13 bytes
+HANDSHAKE_TIMEOUT_SECONDS = 5.0  # from HELLO to WELCOME; a stopped server accepts connections and never answers
+COMPLAIN_SECONDS = 30.0  # at most one line on stderr in so long, for all handlers of a process to one server
+COMPLAIN_AFTER_SECONDS = 1.0  # a server that restarts is not worth a line
+REFUSED_PAUSE_SECONDS = 10.0  # after a refusal that trying again soon will not change
+LASTING_REFUSALS = (Refusal.VERSION, Refusal.TOKEN)
+PATH_FAULTS = 5  # a path that changes bytes breaks the protocol a few times; a client that is wrong always does
+FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
+# With a batch under way, less than this waits for its ack: what comes meanwhile shares one frame, one system call
+# and one commit (Nagle's idea, RFC 896, with the application's acks). Costs at most a round trip of latency.
+COALESCE_BYTES = 16 << 10
+LATE_LINGER_SECONDS = 1.0  # a handler that is used after close() need not connect anew for every record
+
+
+_complaints: dict[str, float] = {}  # when somebody last complained, by server
+
+
+class Endpoint(Protocol):
+    """What a sender needs of its handler; the names are those of ``logging.handlers.SocketHandler``."""
+
+    address: Any
+    retryStart: float  # noqa: N815
+    retryMax: float  # noqa: N815
+    retryFactor: float  # noqa: N815
+    retryTime: float | None  # noqa: N815
+    when_full: str
+    block_timeout_seconds: float
+    heartbeat_seconds: float
+    connect_timeout_seconds: float
+
+    def makeSocket(self, timeout: float = 1) -> socket.socket:  # noqa: N802
+        """Return a connected socket. Raises OSError."""
+
+
+class _RefusedError(Exception):
+    """The server sent REFUSE."""
+
+    def __init__(self, refuse: Refuse) -> None:
+        super().__init__(refuse.text)
+        self.code = refuse.code
+
+
+def backoff(start: float, factor: float, maximum: float) -> Iterator[float]:
+    """Yield pauses in seconds: full jitter under an exponential cap.
+
+    Full jitter keeps a thousand workers from coming back in step (M. Brooker, "Exponential Backoff And Jitter",
+    AWS Architecture Blog, 2015).
+    """
+    cap = start
+    jitter = random.Random()  # noqa: S311 - no secret, and not the application's own sequence either
+    while True:
+        yield jitter.uniform(0, min(cap, maximum))
+        cap = min(cap * factor, maximum)
+
+
+def _left(deadline: float | None, seconds: float) -> float:
+    """Return ``seconds``, or what is left until ``deadline`` if that is less; never 0, which means non-blocking."""
+    return seconds if deadline is None else max(POLL_SECONDS, min(seconds, deadline - monotonic()))
+
+
+def _is_not_ready(error: OSError) -> bool:
+    """Whether a socket merely has to be waited for.
+
+    A TLS socket, which only a ``makeSocket()`` of somebody else's returns, has errors of its own for that.
+    """
+    ssl = sys.modules.get("ssl")
+    return isinstance(error, BlockingIOError) or (
+        ssl is not None and isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError))
+    )
+
+
+class Sender:
+    """One session: a backlog, the connection that empties it, and the daemon thread that drives both.
+
+    ``definitions`` is the encoder's growing list; it is sent anew on every connection.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        backlog: Backlog,
+        hello: Hello,
+        definitions: Sequence[Any],
+    ) -> None:
+        self.backlog = backlog
+        self.connected = False
+        self.reconnects = -1  # the first connection is none
+        self.sock: socket.socket | None = None
+        self.stopping = False  # stop() was called, and start() not again
+        self._endpoint = endpoint
+        self._hello = hello
+        self._definitions = definitions
+        self._thread: threading.Thread | None = None
+        self._wakers: tuple[socket.socket, socket.socket] | None = None
+        self._selector: selectors.BaseSelector | None = None
+        self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
+        self._asleep = False
+        self._stalled = False  # acks have not come for block_timeout_seconds: callers no longer wait
+        self._progress_at = monotonic()  # when an ack last came, or the backlog last ceased to be empty
+        self._linger_seconds = 0.0  # how long a stopped sender waits for another late record
+        self._gave_up_at = 0.0  # the _progress_at at which a flush gave up
+        self._refusals = 0  # since acks last advanced
+        self._refused_at = 0.0  # the _progress_at of the last refusal
+        self._idle = True
+        self._lost_at: float | None = None  # since when there has been no connection
+        self._complained_at: float | None = None
+
+    # -- any thread
+
+    def put(self, packed: bytes) -> None:
+        """Take one packed record; under ``block``, wait for room while acks advance."""
+        backlog = self.backlog
+        if backlog.is_over and not self._make_room():
+            backlog.refuse()
+        else:
+            backlog.put(packed)
+        if self._asleep:
+            self._wake()
+
+    def _make_room(self) -> bool:
+        """Make room by the endpoint's policy; False when it is the new record that must go."""
+        backlog, policy = self.backlog, self._endpoint.when_full
+        if policy == "drop_newest":
+            return False
+        reason = "drop_oldest"
+        if policy == "block":
+            reason = "block_timeout"
+            self._wait_for_room()
+        while backlog.is_over:
+            if not backlog.drop_oldest(reason):
+                return False  # all that is left is in the window, and may be written already
+        return True
+
+    def _wait_for_room(self) -> None:
+        """Sleep while the backlog is full and acks advance; return at once when they have ceased to."""
+        if self._thread is None or self._is_current():
+            return  # nobody else could make room
+        began = monotonic()
+        while self.backlog.is_over and not self._stalled:
+            since = began if self._idle else self._progress_at
+            if monotonic() - since > self._endpoint.block_timeout_seconds:
+                self._stalled = True
+                return
+            if self._asleep:
+                self._wake()
+            sleep(POLL_SECONDS)
+
+    def start(self) -> None:
+        """Start a thread; one that still runs ends, and leaves its work to the new one.
+
+        Raises RuntimeError when the interpreter is too near its end for threads.
+        """
+        before = self._thread
+        self._thread = threading.Thread(target=self._run, name="aiolog-sender", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = before
+            raise
+
+    def revive(self) -> None:
+        """See that somebody delivers a record which came after :meth:`stop`; the thread ends when no more come.
+
+        Raises RuntimeError as :meth:`start` does.
+        """
+        self._linger_seconds = LATE_LINGER_SECONDS
+        if self._running.acquire(blocking=False):  # else somebody serves, and looks once more when it has ended
+            self._running.release()
+            self.start()
+
+    def flush(self, timeout: float, *, insist: bool = True) -> bool:
+        """Wait until all that was put before is settled, at most ``timeout`` seconds; whether it is.
+
+        Where no thread runs, sends in the caller's own. Who does not ``insist`` waits no second time for a server
+        that a stopped sender has already waited for: several hooks flush at one exit. Nor does it wait for a server
+        that cannot be reached when all is in files: somebody will send it.
+        """
+        deadline = monotonic() + timeout
+        if self._is_current():
+            return False
+        pause = POLL_SECONDS
+        mark = self.backlog.mark()
+        while not self.backlog.is_settled(mark):
+            now = monotonic()
+            if not insist and self.stopping and self._gave_up_at == self._progress_at:
+                return False
+            if not insist and self.backlog.is_durable and self._lost_at is not None:
+                return False
+            if now > deadline:
+                self._gave_up_at = self._progress_at
+                return False
+            if (self._thread is None or not self._thread.is_alive()) and self._running.acquire(blocking=False):
+                self._serve(deadline)
+                continue
+            if self._asleep:
+                self._wake()
+            sleep(pause)
+            pause = min(pause * 1.1, IDLE_POLL_SECONDS)
+        return True
+
+    def stop(self, timeout: float) -> bool:
+        """Let the thread say BYE and end once nothing is owed; wait for that, at most ``timeout`` seconds.
+
+        Whether all that was put before is settled.
+        A thread that still owes something then goes on by itself: the process may live, and the server come back.
+        """
+        thread = self._thread
+        deadline = monotonic() + timeout
+        settled = self.flush(timeout, insist=False)
+        self.stopping = True
+        self._linger_seconds = 0.0
+        self._wake()
+        if thread is not None and not self._is_current() and settled:
+            # Other threads may go on logging here, while dictConfig closes this handler, say: that keeps the thread.
+            while thread.is_alive() and not self._linger_seconds and monotonic() < deadline:
+                thread.join(POLL_SECONDS)
+        return settled
+
+    def abandon(self) -> None:
+        """Close what a forked child inherited, and nothing else: the parent goes on using the connection."""
+        for inherited in (self.sock, self._selector, *(self._wakers or ())):
+            if inherited is not None:
+                with contextlib.suppress(OSError):
+                    inherited.close()  # close() alone: shutdown() would end the parent's connection
+        self.backlog.abandon()
+
+    def _wake(self) -> None:
+        self._asleep = False
+        wakers = self._wakers
+        if wakers is not None:
+            with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
+                wakers[1].send(b"\0")
+
+    # -- the thread
+
+    def _run(self) -> None:
+        self._running.acquire()
+        self._serve(deadline=None)
+        # What was put after the last look, by somebody who saw this thread still serving, is served by it.
+        while not self.backlog.is_empty and self._is_current() and self._running.acquire(blocking=False):
+            self._serve(deadline=None)
+
+    def _is_current(self) -> bool:
+        return self._thread is threading.current_thread()
+
+    def _serve(self, deadline: float | None) -> None:
+        """Deliver what the backlog holds: until stopped, or in a flush without a thread until ``deadline``.
+
+        Releases ``_running``, which the caller holds.
+        """
+        pauses = self._pauses()
+        if deadline is None:
+            self._owe()
+        try:
+            while not self._is_done(deadline):
+                try:
+                    self._work(deadline)
+                except OSError as error:  # not even a descriptor for what a thread sleeps on
+                    self._complain(f"{self._where()} cannot be reached ({error})", COMPLAIN_AFTER_SECONDS)
+                    sleep(_left(deadline, next(pauses)))
+        finally:
+            self._running.release()
+
+    def _work(self, deadline: float | None) -> None:
+        """Connect again and again until the run is done. Raises OSError when there is no descriptor for a selector."""
+        pauses = self._pauses()
+        wakers = socket.socketpair()
+        try:
+            for waker in wakers:
+                waker.settimeout(0)
+            self._wakers = wakers
+            with selectors.DefaultSelector() as selector:
+                self._selector = selector
+                selector.register(self._wakers[0], selectors.EVENT_READ)
+                while not self._is_done(deadline):
+                    if self.backlog.is_empty:
+                        self._sleep(selector, seconds=None)
+                        continue
+                    try:
+                        self._converse(selector, deadline)
+                    except _RefusedError as refusal:
+                        self._refusals = self._refusals + 1 if self._refused_at == self._progress_at else 1
+                        self._refused_at = self._progress_at
+                        lasting = refusal.code in LASTING_REFUSALS or (
+                            refusal.code == Refusal.PROTOCOL and self._refusals > PATH_FAULTS
+                        )
+                        self._complain(
+                            f"{self._where()} refuses this process: {refusal}", 0 if lasting else COMPLAIN_AFTER_SECONDS
+                        )
+                        self._pause(selector, REFUSED_PAUSE_SECONDS if lasting else next(pauses), deadline)
+                    except Exception as error:  # noqa: BLE001 - OSError, ProtocolError, or what a makeSocket() raises
+                        if self._lost_at is None:  # it had been connected
+                            self._lost_at, pauses = monotonic(), self._pauses()
+                        self._complain(
+                            f"no server at {self._where()} ({error})",
+                            COMPLAIN_AFTER_SECONDS,
+                            ". Start `aiolog serve`, or mend host and port",
+                        )
+                        self._pause(selector, next(pauses), deadline)
+        finally:
+            self._wakers = self._selector = None
+            for waker in wakers:
+                waker.close()
+
+    def _is_done(self, deadline: float | None) -> bool:
+        """Whether this run may end: nothing is owed and nothing more will be, or its time is over."""
+        if deadline is None and not self._is_current():
+            return True  # another has been started
+        if self.backlog.is_empty:
+            rested = monotonic() - self._progress_at >= self._linger_seconds
+            return deadline is not None or (self.stopping and rested)
+        return deadline is not None and monotonic() > deadline
+
+    def _owe(self) -> None:
+        """Start the clock by which callers see whether acks advance."""
+        self._progress_at = monotonic()
+        self._idle = False
+
+    def _pauses(self) -> Iterator[float]:
+        endpoint = self._endpoint
+        return backoff(endpoint.retryStart, endpoint.retryFactor, endpoint.retryMax)
+
+    def _pause(self, selector: selectors.BaseSelector, seconds: float, deadline: float | None) -> None:
+        self.backlog.prepare()
+        seconds = _left(deadline, seconds)
+        self._endpoint.retryTime = time() + seconds
+        until = monotonic() + seconds
+        while (left := until - monotonic()) > 0:
+            self._drain(selector.select(left))
+
+    def _sleep(self, selector: selectors.BaseSelector, seconds: float | None) -> list[Any]:
+        """Wait for a socket or for a record; returns what the selector said of the connection."""
+        if self.stopping:
+            seconds = min(self._linger_seconds, seconds or self._linger_seconds)
+        self._idle = self.backlog.is_empty
+        self._asleep = True
+        # A record put before the flag was up woke nobody; one put after it will. So look once more.
+        events = self._drain(selector.select(0 if self.backlog.has_unsent else seconds))
+        self._asleep = False
+        if not self.backlog.is_empty:
+            self._owe()
+        return events
+
+    def _drain(self, events: list[Any]) -> list[Any]:
+        """Empty the waker's socket; returns the events of the connection."""
+        others = []
+        for key, mask in events:
+            if self._wakers is not None and key.fileobj is self._wakers[0]:
+                with contextlib.suppress(BlockingIOError):
+                    self._wakers[0].recv(RECEIVE_BYTES)
+            else:
+                others.append((key, mask))
+        return others
+
+    def _converse(self, selector: selectors.BaseSelector, deadline: float | None) -> None:
+        """Live through one connection; returns when nothing is owed and the run is done.
+
+        Raises OSError when the connection ends, ProtocolError when the server breaks the protocol.
+        """
+        sock = self._endpoint.makeSocket(_left(deadline, self._endpoint.connect_timeout_seconds))
+        self.sock = sock
+        try:
+            decoder = Decoder(FROM_SERVER)
+            welcome = self._shake_hands(sock, decoder, deadline)
+            try:
+                self._progress(self.backlog.rewind(welcome.last_seq))
+            except ProtocolError:  # it would be so for ever: the server knows this session from elsewhere
+                self.say(
+                    f"{self._where()} has records of this session that were never sent; what is not acked goes on "
+                    "under a new session"
+                )
+                self._begin_session()
+                raise
+            self._connected()
+            sock.settimeout(0)
+            with contextlib.suppress(OSError):  # a Unix socket has no such option
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ)
+            try:
+                self._deliver(_Connection(sock, decoder, welcome.window_bytes), selector, deadline)
+            finally:
+                selector.unregister(sock)
+            if self.backlog.is_empty and (self.stopping or deadline is not None):
+                self._say_bye(sock, deadline)
+        finally:
+            self.connected = False
+            self.sock = None
+            sock.close()
+
+    def _shake_hands(self, sock: socket.socket, decoder: Decoder, deadline: float | None) -> Welcome:
+        timeout = _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)
+        until = monotonic() + timeout
+        sock.settimeout(timeout)
+        sock.sendall(encode(self._hello._replace(acked=self.backlog.acked_seq)))
+        while (message := decoder.next()) is None or isinstance(message, Busy):
+            if message is not None:  # our last connection still has a batch under way
+                until = monotonic() + _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)
+            sock.settimeout(max(POLL_SECONDS, until - monotonic()))
+            data = sock.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError("the connection was closed before WELCOME")
+            decoder.feed(data)
+        if isinstance(message, Refuse):
+            raise _RefusedError(message)
+        if not isinstance(message, Welcome):
+            raise ProtocolError(f"{type(message).__name__.upper()} came where WELCOME belongs")
+        return message
+
+    def _deliver(self, link: _Connection, selector: selectors.BaseSelector, deadline: float | None) -> None:
+        """Send what is owed and read acks, until the run is done."""
+        wanted = selectors.EVENT_READ
+        heartbeat_seconds = self._endpoint.heartbeat_seconds
+        while not self._is_done(deadline):
+            blocked = self._send(link)
+            now = monotonic()
+            silent_seconds = 0.0 if link.waits_since is None else now - link.waits_since
+            if silent_seconds > 2 * heartbeat_seconds:
+                raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
+            if now - link.sent_at >= heartbeat_seconds and not link.outgoing:
+                link.outgoing = memoryview(self.backlog.heartbeat())
+                continue
+            needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
+            if needed != wanted:
+                selector.modify(link.sock, needed)
+                wanted = needed
+            # A full socket takes no heartbeat: there only the server's silence can end.
+            due = 2 * heartbeat_seconds - silent_seconds if blocked else link.sent_at + heartbeat_seconds - now
+            seconds = _left(deadline, max(0.0, due))
+            if blocked or self.backlog.awaits_ack:
+                # The ack wakes this thread, so those who put records need not: no system call for them.
+                if self._idle:
+                    self._owe()
+                events = self._drain(selector.select(min(seconds, heartbeat_seconds)))
+            else:
+                events = self._sleep(selector, seconds)
+            for _, mask in events:
+                if mask & selectors.EVENT_READ:
+                    self._receive(link)
+
+    def _send(self, link: _Connection) -> bool:
+        """Send until the socket is full (True), or nothing is to be sent now (False)."""
+        backlog = self.backlog
+        while True:
+            if not link.outgoing:
+                if backlog.awaits_ack and backlog.unsent_bytes < COALESCE_BYTES:
+                    return False
+                frame = backlog.next_frame(link.window_bytes)
+                if frame is None:
+                    return False
+                # Definitions first: whatever the frame's records refer to stands in the list by now.
+                fresh = self._definitions[link.defined :]
+                if fresh:
+                    link.defined += len(fresh)
+                    frame = b"".join((*define_frames(fresh), frame))
+                link.outgoing = memoryview(frame)
+            if link.waits_since is None:
+                link.waits_since = monotonic()
+            try:
+                sent = link.sock.send(link.outgoing)
+            except OSError as error:
+                if not _is_not_ready(error):
+                    raise
+                return True
+            link.outgoing = link.outgoing[sent:]
+            link.sent_at = monotonic()
+            if not link.outgoing:
+                crash.point("batch_sent")
+
+    def _receive(self, link: _Connection) -> None:
+        """Read what there is. Raises OSError when the connection has ended."""
+        try:
+            data = link.sock.recv(RECEIVE_BYTES)
+        except OSError as error:
+            if not _is_not_ready(error):
+                raise
+            return
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        link.decoder.feed(data)
+        advanced = False
+        while (message := link.decoder.next()) is not None:
+            if isinstance(message, Ack):
+                crash.point("ack_received")
+                advanced |= self.backlog.ack(message.seq)
+            elif isinstance(message, Refuse):
+                raise _RefusedError(message)
+            elif not isinstance(message, Busy):
+                raise ProtocolError(f"{type(message).__name__.upper()} came in the middle of a connection")
+        self._progress(advanced)
+        link.waits_since = monotonic() if self.backlog.awaits_ack else None
+
+    def _say_bye(self, sock: socket.socket, deadline: float | None) -> None:
+        """End the session; wait for the server to close, or an unread byte here would reset the BYE away."""
+        with contextlib.suppress(OSError):
+            timeout = _left(deadline, FAREWELL_SECONDS)
+            until = monotonic() + timeout
+            sock.settimeout(timeout)
+            sock.sendall(encode(Bye()))
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(RECEIVE_BYTES):
+                sock.settimeout(max(POLL_SECONDS, until - monotonic()))
+        self._begin_session()
+
+    def _begin_session(self) -> None:
+        """Let whatever is still to come begin a session of its own."""
+        self._hello = self._hello._replace(session=os.urandom(SESSION_BYTES))
+        self.backlog.renew(self._hello.session)
+
+    def _progress(self, advanced: bool) -> None:
+        if advanced:
+            self._progress_at = monotonic()
+            self._stalled = False
+
+    def _connected(self) -> None:
+        self.connected = True
+        self.reconnects += 1
+        self._endpoint.retryTime = None
+        if self._complained_at is not None and self._lost_at is not None:
+            dropped = sum(self.backlog.dropped.values())
+            seconds = monotonic() - self._lost_at
+            self.say(f"{self._where()} answers again after {seconds:.0f} s; {dropped} records were dropped so far")
+        self._lost_at = self._complained_at = None
+
+    def _complain(self, what: str, after_seconds: float, advice: str = "") -> None:
+        """Say on stderr, seldom, that records pile up."""
+        now = monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+        where = self._where()
+        if now - _complaints.get(where, -COMPLAIN_SECONDS) >= COMPLAIN_SECONDS and now - self._lost_at >= after_seconds:
+            self._complained_at = _complaints[where] = now
+            limit = self.backlog.limit_bytes / (1 << 20)
+            self.say(f"{what}; records are kept, up to {limit:.3g} MiB{advice}")
+
+    def _where(self) -> str:
+        address = self._endpoint.address
+        return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Write one line to descriptor 2: ``sys.stderr`` may be a capture that closes long before this thread."""
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                os.write(2, f"aiolog: {text}\n".encode(errors="backslashreplace"))
+
+
+class _Connection:
+    """What one connection needs to remember."""
+
+    __slots__ = ("decoder", "defined", "outgoing", "sent_at", "sock", "waits_since", "window_bytes")
+
+    def __init__(self, sock: socket.socket, decoder: Decoder, window_bytes: int) -> None:
+        self.sock = sock
+        self.decoder = decoder
+        self.window_bytes = window_bytes
+        self.defined = 0  # how many definitions this connection has carried
+        self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
+        self.sent_at = monotonic()
+        self.waits_since: float | None = None  # since when an answer is due
