@@ -1,0 +1,509 @@
+"""One client on the server's side of the wire: its frames in, its acks out.
+
+A connection reads its next frame only when the last one is delivered. That one rule is the backpressure (TCP closes,
+the client's backlog grows, its policy decides), the bound on memory (one batch a connection) and the fairness (a
+group commit takes at most one batch from each process).
+
+Connections are ``asyncio.Protocol``s, not streams: docs/design.md has the figures. Knows asyncio and the protocol;
+of the server only the :class:`Hub` that it describes; of records only what a notice needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, NamedTuple, Protocol, cast
+
+from aiolog import crash
+from aiolog.errors import ProtocolError
+from aiolog.fanout import Delivery, Fanout
+from aiolog.protocol import (
+    FROM_CLIENT,
+    MAX_HELLO_BYTES,
+    SEQ_MAX,
+    SESSION_BYTES,
+    VERSION,
+    Ack,
+    Batch,
+    Busy,
+    Bye,
+    Decoder,
+    Define,
+    Hello,
+    Refusal,
+    Refuse,
+    Welcome,
+    encode,
+    unpack_records,
+)
+from aiolog.record import MAX_DEFINITION_CHARS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS, Source, WireRecord
+from aiolog.report import Report
+
+LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
+MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them is not one
+MAX_LABELS = 64
+MAX_LABEL_CHARS = 1_024
+
+
+class Limits(NamedTuple):
+    """What one server grants; the configuration's section ``[server]`` documents each."""
+
+    max_frame_bytes: int
+    window_bytes: int
+    max_connections: int
+    max_inflight_bytes: int
+    max_sessions: int
+    handshake_timeout_seconds: float
+    frame_timeout_seconds: float
+    idle_timeout_seconds: float
+    heartbeat_seconds: float
+    session_ttl_seconds: float
+
+
+class Session:
+    """What the server knows of one session: the last seq delivered, and who continues it now."""
+
+    __slots__ = ("connection", "is_ended", "is_missed", "last_created", "last_seq", "seen_at", "source")
+
+    def __init__(self, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self.source: Source | None = None  # the process at its last connection
+        self.is_ended = False  # it has said BYE
+        self.is_missed = False  # it has been away for so long that this was said
+        self.connection: Connection | None = None
+        self.seen_at = 0.0
+        self.last_created: Any = None  # of its last record, for the span of a notice
+
+
+class Counts:
+    """What happened since the start, for metrics and the closing line."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.refused = 0  # connections
+        self.batches = 0
+        self.records = 0  # new ones
+        self.received_bytes = 0  # of their batches
+        self.duplicates = 0  # records that came again, and were acked without being written again
+        self.dropped = 0  # records that clients declared dropped
+
+
+class Hub(Protocol):
+    """What a connection needs of the server that it belongs to."""
+
+    fanout: Fanout
+    limits: Limits
+    report: Report
+    counts: Counts
+    sessions: dict[bytes, Session]
+    store: str
+    durability: str
+    draining: bool
+    held_bytes: int  # received and not yet delivered, over all connections
+
+    def joined(self, connection: Connection) -> bool:
+        """Take a new connection; False when there are enough."""
+
+    def left(self, connection: Connection) -> None:
+        """Forget a connection that has closed."""
+
+    def may_enter(self, token: str) -> bool:
+        """Whether the token is the right one."""
+
+    def session(self, hello: Hello) -> Session | None:
+        """Return the session that a HELLO continues or begins; None when there is no room for another."""
+
+    def drop_notice(self, source: Source, dropped: int, since: Any, until: Any) -> WireRecord:
+        """Make the record that says what a client had to drop between two moments."""
+
+    @property
+    def own_source(self) -> Source:
+        """The process that notices come from."""
+
+
+class Connection(asyncio.Protocol):
+    """One client: its frames in, its acks out.
+
+    States: before HELLO (``_session`` is None), reading, delivering (``_delivering``), parting (``_parting_since``).
+    All methods run on the event loop.
+    """
+
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
+        self._hub = hub
+        self._loop = loop
+        self._decoder = Decoder(FROM_CLIENT, MAX_HELLO_BYTES)
+        self._source = Source()
+        self._hello: Hello
+        self._definition_chars = 0
+        self._session: Session | None = None
+        self._transport: asyncio.Transport | None = None
+        self._peer = "?"
+        self._delivering = 0  # the bytes of the batch under way
+        self._delivering_since = 0.0
+        self._paused = False
+        self._held_bytes = 0
+        self._heard_at = self._frame_since = loop.time()
+        self._unread_since: float | None = None  # since when the client reads none of our acks
+        self._parting_since: float | None = None
+        self._successor: Connection | None = None
+        self._ended = False  # the client sends nothing more
+        self._lost = False
+
+    # -- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; refuse at once when the server is full."""
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        transport.set_write_buffer_limits(high=MAX_UNREAD_ACK_BYTES)
+        peer = transport.get_extra_info("peername")
+        self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a Unix socket"
+        if not self._hub.joined(self):
+            limit = self._hub.limits.max_connections
+            self._refuse(
+                Refusal.FULL,
+                f"{limit} connections are open. Raise server.max_connections, or log from fewer processes",
+            )
+        elif self._hub.draining:
+            self._refuse(Refusal.STOPPING, "the server is stopping")
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; act on as many frames as may be acted on now."""
+        now = self._loop.time()
+        if self._parting_since is not None:
+            return  # read and forgotten, so that our last words are not reset away
+        if not self._decoder.buffered_bytes:
+            self._frame_since = now
+        self._heard_at = now
+        self._decoder.feed(data)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Close, unless frames are left: a client that half-closed may still read their acks."""
+        self._ended = True
+        return bool(self._delivering) or (self._parting_since is None and self._decoder.has_frame())
+
+    def pause_writing(self) -> None:
+        """Stop reading from a client that does not read its acks, or they would pile up here."""
+        self._unread_since = self._loop.time()
+        self._pace()
+
+    def resume_writing(self) -> None:
+        """Go on: it reads them."""
+        self._unread_since = None
+        self.read_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+        """Let go; a batch under way is committed all the same."""
+        self._lost = True
+        self._hold(self._delivering)
+        if self._session is not None:
+            self._session.seen_at = self._loop.time()
+            if not self._delivering:
+                self._release()
+        self._hub.left(self)
+
+    # -- called by the server
+
+    def look(self, now: float) -> None:
+        """Close what is silent or stuck; tell a client that waits that we live."""
+        limits = self._hub.limits
+        if self._unread_since is not None and self._parting_since is None:
+            if now - self._unread_since > limits.frame_timeout_seconds:
+                self._complain("reads none of its acks")
+                self.abort()
+        elif self._delivering:
+            if now - self._delivering_since > limits.heartbeat_seconds:
+                self._delivering_since = now
+                self._send(encode(Busy()))
+        elif self._parting_since is not None:
+            if now - self._parting_since > LINGER_SECONDS:
+                self.abort()
+        elif self._session is None:
+            if now - self._heard_at > limits.handshake_timeout_seconds or (
+                self._decoder.buffered_bytes and now - self._frame_since > limits.handshake_timeout_seconds
+            ):
+                self._refuse(Refusal.PROTOCOL, "no HELLO came in time; this port is for aiolog.AiologHandler")
+        elif self._decoder.buffered_bytes and now - self._frame_since > limits.frame_timeout_seconds:
+            self._refuse(Refusal.PROTOCOL, "a frame was begun and not finished in time")
+        elif now - self._heard_at > limits.idle_timeout_seconds:
+            self._refuse(Refusal.PROTOCOL, "no heartbeat came in time")
+
+    def read_on(self) -> None:
+        """Read again, if nothing speaks against it any more."""
+        if self._paused and not self._delivering:
+            self._frame_since = self._heard_at = self._loop.time()  # the silence was ours
+            self._pace()
+
+    def part(self) -> None:
+        """Finish the batch under way, ack it, and close when the client has."""
+        if self._parting_since is None:
+            self._parting_since = self._loop.time()
+            if not self._delivering:
+                self._farewell()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- frames
+
+    def _advance(self) -> None:
+        """Act on the frames that have come, until one is being delivered."""
+        try:
+            # Never for a connection that is lost: its session may be continued already, from what was acked.
+            while not (self._delivering or self._lost or self._successor) and self._parting_since is None:
+                message = self._decoder.next()
+                if message is None:
+                    break
+                self._frame_since = self._heard_at
+                self._act(message)
+        except ProtocolError as error:
+            self._refuse(error.code or Refusal.PROTOCOL, str(error))
+        if self._ended and not self._delivering:
+            self.part()
+        self._hold(self._delivering + (0 if self._lost else self._decoder.buffered_bytes))
+        self._pace()
+
+    def _hold(self, held_bytes: int) -> None:
+        self._hub.held_bytes += held_bytes - self._held_bytes
+        self._held_bytes = held_bytes
+
+    def _pace(self) -> None:
+        """Stop reading while a frame waits, too much is held by all together, or acks are not read; go on else."""
+        if self._transport is None or self._lost:
+            return
+        full = self._hub.held_bytes > self._hub.limits.max_inflight_bytes or self._unread_since is not None
+        stop = self._parting_since is None and ((bool(self._delivering) and self._decoder.has_frame()) or full)
+        if stop and not self._paused:
+            self._transport.pause_reading()
+        elif self._paused and not stop:
+            self._transport.resume_reading()
+        self._paused = stop
+
+    def _act(self, message: Any) -> None:
+        if self._session is None:
+            if not isinstance(message, Hello):
+                raise ProtocolError(f"{type(message).__name__.upper()} came before HELLO")
+            self._greet(message)
+        elif isinstance(message, Batch):
+            self._take(self._session, message)
+        elif isinstance(message, Define):
+            self._define(message)
+        elif isinstance(message, Bye):
+            self._end_session()
+        else:
+            raise ProtocolError("a second HELLO came")
+
+    def _greet(self, hello: Hello) -> None:
+        """Check a HELLO and answer it, at once or when an older connection of the session has let go."""
+        if hello.version != VERSION:
+            self._refuse(
+                Refusal.VERSION,
+                f"the client speaks version {hello.version} and this server version {VERSION}. "
+                "Install the same aiolog on both sides",
+            )
+            return
+        if not self._hub.may_enter(hello.token):
+            self._refuse(Refusal.TOKEN, "the token is wrong. Give the handler the server's token")
+            return
+        if len(hello.session) != SESSION_BYTES or not 0 <= hello.acked <= SEQ_MAX:
+            raise ProtocolError("a HELLO carries an impossible session or acked")
+        session = self._hub.session(hello)
+        if session is None:
+            self._refuse(Refusal.FULL, "too many sessions are open. Raise server.max_sessions, or try again later")
+            return
+        self._source = session.source = _source(hello)
+        session.is_missed = False
+        self._hello = hello
+        before, session.connection = session.connection, self
+        self._session = session
+        self._decoder.max_frame_bytes = self._hub.limits.max_frame_bytes
+        if before is None:
+            self._welcome(session)
+        else:
+            self._delivering = 1  # nothing more is read from here until the older connection has let go
+            self._delivering_since = self._loop.time()
+            before.yield_to(self)
+
+    def _welcome(self, session: Session) -> None:
+        limits = self._hub.limits
+        self._send(
+            encode(Welcome(VERSION, self._hub.store, session.last_seq, limits.window_bytes, self._hub.durability))
+        )
+
+    def yield_to(self, successor: Connection) -> None:
+        """Hand the session to a newer connection, once the batch under way is committed."""
+        self._successor = successor
+        if not self._delivering:
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of the session: for a successor, if there is one."""
+        successor, session = self._successor, self._session
+        if self._lost:
+            self._hold(0)
+        if session is None:
+            return
+        if successor is None:
+            if session.connection is self:
+                session.connection = None
+            return
+        self._session = None
+        self._successor = None
+        if self._parting_since is None and not self._lost:
+            self._refuse(Refusal.SUPERSEDED, "this session has a newer connection")
+        else:
+            self._farewell()
+        successor.take_over(session)
+
+    def take_over(self, session: Session) -> None:
+        """Go on where the older connection ended; or pass the session on, when there is a newer one still."""
+        self._delivering = 0
+        if self._lost or self._successor is not None:
+            self._release()
+            return
+        self._welcome(session)
+        if self._parting_since is not None:
+            self._farewell()
+        self._advance()
+
+    def _define(self, message: Define) -> None:
+        for fields in message.sites:
+            try:
+                self._source.define(fields)
+            except (ValueError, TypeError) as error:
+                raise ProtocolError("a definition is neither a site of 8 fields nor a thread of 2") from error
+            made = self._source.definitions[len(self._source.definitions) - 1]
+            self._definition_chars += sum(len(field) for field in made if isinstance(field, str))
+        if (
+            len(self._source.definitions) > MAX_SITES + MAX_THREADS
+            or self._definition_chars > MAX_DEFINITION_CHARS + MAX_NAME_CHARS
+        ):
+            raise ProtocolError("the dictionary of definitions is larger than the protocol allows")
+
+    def _take(self, session: Session, batch: Batch) -> None:
+        """Deliver what is new in a batch; ack what is not."""
+        if not (0 < batch.first_seq <= SEQ_MAX and batch.count >= 0 and 0 <= batch.dropped < batch.first_seq):
+            raise ProtocolError("a BATCH carries impossible numbers")
+        counts = self._hub.counts
+        if batch.first_seq - batch.dropped - 1 > session.last_seq:
+            raise ProtocolError(
+                f"a BATCH begins at {batch.first_seq} after {batch.dropped} dropped; the last was {session.last_seq}"
+            )
+        records = unpack_records(batch)
+        counts.batches += 1
+        last_seq = batch.first_seq + batch.count - 1
+        dropped = max(0, batch.first_seq - 1 - session.last_seq)
+        seen = session.last_seq - batch.first_seq + 1
+        if seen > 0:
+            counts.duplicates += min(seen, batch.count)
+            records = records[seen:]
+        if not records and not dropped:
+            self._send(encode(Ack(session.last_seq)))
+            return
+        notices: tuple[WireRecord, ...] = ()
+        if dropped:
+            counts.dropped += dropped
+            until = created(records[0]) if records else None
+            notices = (self._hub.drop_notice(self._source, dropped, session.last_created, until),)
+        if records:
+            session.last_created = created(records[-1])
+        counts.records += len(records)
+        counts.received_bytes += len(batch.payload)
+        self._delivering = max(1, len(batch.payload))
+        self._delivering_since = self._loop.time()
+        self._hub.fanout.deliver(
+            Delivery(
+                self._source,
+                records,
+                session=self._hello.session,
+                first_seq=last_seq - len(records) + 1,
+                dropped=dropped,
+                notices=notices,
+                notice_source=self._hub.own_source,
+                size_bytes=len(batch.payload),
+                on_delivered=lambda: self._delivered(session, last_seq),
+            )
+        )
+
+    def _delivered(self, session: Session, last_seq: int) -> None:
+        """Ack a batch that every ``block`` sink has committed, and go on."""
+        self._delivering = 0
+        session.last_seq = last_seq
+        crash.point("before_ack")
+        if self._lost or self._successor is not None:
+            self._release()
+            return
+        self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
+        self._send(encode(Ack(last_seq)))
+        crash.point("after_ack")
+        if self._parting_since is not None:
+            self._farewell()
+        else:
+            # Not from here: the lane that called has other deliveries to tell of first.
+            self._loop.call_soon(self._advance)
+
+    def _end_session(self) -> None:
+        """End a session that is complete. The server knows it for a while: bytes of an older connection may come."""
+        session = self._session
+        if session is not None:
+            session.is_ended, session.connection, session.seen_at = True, None, self._loop.time()
+        self._hub.fanout.forget(self._hello.session)
+        self._session = None
+        self.part()
+
+    # -- last words
+
+    def _refuse(self, code: int, text: str) -> None:
+        """Say REFUSE and part; one line in the server's own log."""
+        if self._parting_since is not None:
+            return
+        self._hub.counts.refused += 1
+        if code not in (Refusal.SUPERSEDED, Refusal.STOPPING):
+            self._complain(f"was refused: {text}")
+        self._send(encode(Refuse(code, text)))
+        self.part()
+
+    def _complain(self, text: str) -> None:
+        self._hub.report("connection", f"{self._peer} {text}")
+
+    def _send(self, frame: bytes) -> None:
+        if self._transport is not None and not self._lost:
+            self._transport.write(frame)
+
+    def _farewell(self) -> None:
+        """Half-close, then read and forget until the client closes: a close with unread bytes would be a reset."""
+        self._parting_since = self._loop.time()  # it has from now on to read them
+        if self._transport is None or self._lost:
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._ended:
+            self._transport.close()  # when all is written
+        elif self._transport.can_write_eof():
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
+
+
+def created(wire: Any) -> Any:
+    """Return the moment of a record of whatever form."""
+    return wire[0] if isinstance(wire, tuple) and wire else None
+
+
+def _source(hello: Hello) -> Source:
+    """Return the process that a HELLO describes, its texts cut to sane lengths."""
+    labels = list(hello.labels.items())[:MAX_LABELS]
+    return Source(
+        app=hello.app[:MAX_NAME_CHARS],
+        host=hello.host[:MAX_NAME_CHARS],
+        pid=hello.pid,
+        process_name=hello.process_name[:MAX_NAME_CHARS] if hello.process_name is not None else None,
+        labels={
+            name[:MAX_LABEL_CHARS]: value[:MAX_LABEL_CHARS]
+            for name, value in labels
+            if isinstance(name, str) and isinstance(value, str)
+        },
+        start_time=hello.start_time,
+    )

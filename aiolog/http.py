@@ -1,0 +1,153 @@
+"""Health and metrics over HTTP, for people, probes and Prometheus.
+
+It reads what the server and the lanes count, at the moment it is asked. It changes nothing, and must never know a
+sink's class: of a sink it shows the counters that it has.
+
+====================  ====================================================================================
+``GET /``             what there is to see, as text
+``GET /health``       200 ``{"status": "ok", …}``; 503 with ``"draining"``, or with ``"failing"`` and the
+                      ``sinks`` that cannot write and hold up the acks
+``GET /metrics``      the text format of Prometheus, or OpenMetrics where the client accepts it
+====================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from aiolog import __version__
+from aiolog.errors import ConfigError, reason
+from aiolog.fanout import Lane
+from aiolog.server import Server
+
+CLOSE_SECONDS = 0.5  # for an answer under way at the end; what scrapes comes again
+
+INDEX = f"""aiolog {__version__}
+
+/health    200 when records are taken and written, 503 when not
+/metrics   counters and gauges for Prometheus
+"""
+
+# Of the server: the metric, the attribute of Server.counts, and what it says.
+_COUNTERS = (
+    ("aiolog_records_received", "records", "New records that connections brought."),
+    ("aiolog_records_duplicate", "duplicates", "Records that came again, and were acked without being written again."),
+    ("aiolog_records_dropped", "dropped", "Records that clients declared dropped: their buffers were full."),
+    ("aiolog_batches_received", "batches", "Batches that connections brought, heartbeats included."),
+    ("aiolog_received_bytes", "received_bytes", "Bytes of the batches that brought new records."),
+    ("aiolog_connections_accepted", "connections", "Connections accepted."),
+    ("aiolog_connections_refused", "refused", "Connections refused, with a line on stderr."),
+)
+
+# Of one sink: the metric, the attribute of the sink or else of its lane, and what it says.
+_SINK_COUNTERS = (
+    ("aiolog_sink_records_written", "records_written", "Records that the sink committed."),
+    ("aiolog_sink_written_bytes", "bytes_written", "Bytes that the sink committed, before compression."),
+    ("aiolog_sink_records_dropped", "dropped_records", "Records dropped before the sink, which was too slow."),
+    ("aiolog_sink_records_refused", "records_dropped", "Records dropped in the sink, whose reader was gone."),
+    ("aiolog_sink_write_errors", "write_errors", "Writes that the system refused."),
+    ("aiolog_sink_rotations", "rotations", "Backups made."),
+)
+
+
+class HttpServer:
+    """Answer for one server; every method runs on its event loop."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._registry = CollectorRegistry()
+        self._registry.register(ServerCollector(server))
+        ProcessCollector(registry=self._registry)
+        app = web.Application()
+        app.add_routes(
+            [web.get("/", self._index), web.get("/health", self._health), web.get("/metrics", self._metrics)]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Accept requests; return the host and port that were bound.
+
+        Raises ConfigError when the address cannot be used.
+        """
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} for HTTP ({reason(error)}). Stop what uses the port "
+                "(`ss -ltnp` names it), choose another for [http] port, or set [http] enabled = false"
+            ) from error
+        address = self._runner.addresses[0]
+        return address[0], address[1]
+
+    async def close(self) -> None:
+        """Stop answering; also where nothing was begun."""
+        await self._runner.cleanup()
+
+    async def _index(self, _request: web.Request) -> web.Response:
+        return web.Response(text=INDEX)
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        failing = [name for name, lane in self._server.fanout.lanes.items() if lane.blocks and lane.failing]
+        if self._server.draining:
+            return web.json_response({"status": "draining"}, status=503)
+        if failing:
+            return web.json_response({"status": "failing", "sinks": failing}, status=503)
+        return web.json_response(
+            {
+                "status": "ok",
+                "version": __version__,
+                "connections": len(self._server.connections),
+                "records": self._server.counts.records,
+            }
+        )
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+class ServerCollector(Collector):
+    """What a server, its lanes and its sinks count, as metrics."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric with its value at this moment."""
+        server = self._server
+        yield InfoMetricFamily(
+            "aiolog", "The version, and what an ack means.", {"version": __version__, "durability": server.durability}
+        )
+        for name, attribute, text in _COUNTERS:
+            yield CounterMetricFamily(name, text, getattr(server.counts, attribute), unit=_unit(name))
+        connected = len(server.connections)
+        yield GaugeMetricFamily("aiolog_connections", "Connections open.", connected)
+        yield GaugeMetricFamily("aiolog_sessions", "Sessions remembered.", len(server.sessions))
+        held = "Bytes received and not yet written, of all connections."
+        yield GaugeMetricFamily("aiolog_held_bytes", held, server.held_bytes, unit="bytes")
+        yield GaugeMetricFamily("aiolog_draining", "1 when the server is about to end.", int(server.draining))
+        yield from self._sinks(server.fanout.lanes.values())
+
+    def _sinks(self, lanes: Collection[Lane]) -> Iterator[Metric]:
+        failing = GaugeMetricFamily("aiolog_sink_failing", "1 while the sink cannot write.", labels=["sink"])
+        for lane in lanes:
+            failing.add_metric([lane.sink.name], int(lane.failing))
+        yield failing
+        for name, attribute, text in _SINK_COUNTERS:
+            family = CounterMetricFamily(name, text, labels=["sink"], unit=_unit(name))
+            for lane in lanes:
+                value = getattr(lane.sink, attribute, getattr(lane, attribute, None))
+                if value is not None:
+                    family.add_metric([lane.sink.name], value)
+            yield family
+
+
+def _unit(name: str) -> str:
+    return "bytes" if name.endswith("_bytes") else ""

@@ -1,0 +1,412 @@
+r"""The ledger: what one file sink has written, kept beside its file across crashes.
+
+Before a group of records is written, one entry says what is about to be written: which file, from where, how many
+bytes, their checksum, and which records of which sessions. After a crash the entry and the file together tell what
+became of the group, so that records which come again are recognised::
+
+    .app.log.ledger := "aiolog ledger 1\\n" entry*
+    entry           := u32 length | u32 crc32 of what follows | body       all little-endian
+
+    body            := u8 kind | f64 time | u64 inode | u64 offset | u64 size | u32 crc32 of the data
+                       | u32 runs | u32 forgotten | run* | session*
+    run             := session (16 bytes) | u64 first_seq | u32 records | u8 form | as many bytes, if form is SOME
+
+A run covers ``records`` records of a session from ``first_seq`` on. ALL of them have a text in the file, or NONE (the
+sink's filter took none), or SOME, and then one byte for each tells. ``forgotten`` sessions have said BYE.
+
+Of kind GROUP is an entry that announces a write. The next entry proves that it was completed; so only the last
+GROUP is ever in doubt, or after a power cut several. SETTLED ends all doubt about those before it: it is written
+before each rotation and where a new live file begins. MARKS says all that there is to know, and begins every ledger
+that was compacted; its runs mean that a session has been written up to ``first_seq``, and ``records`` is when it
+was last seen, in whole seconds.
+
+A *mark* is the last seq of a session that the sink has dealt with: every record up to it is written, or was none of
+the sink's. Knows the file system; must never know a record's content, a socket or a lane.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from aiolog import crash
+from aiolog.errors import reason
+
+MAGIC = b"aiolog ledger 1\n"
+SESSION_BYTES = 16
+COMPACT_BYTES = 1 << 20  # about 10,000 groups: two seconds under full load, and read in 50 ms at a start
+COUNT_MAX = (1 << 32) - 1
+FILE_MODE = 0o600  # it holds the names of sessions, and who knows a session's name may continue it
+GROUP, SETTLED, MARKS = 1, 2, 3
+ALL, NONE, SOME = 0, 1, 2
+
+_FRAME = struct.Struct("<II")
+_BODY = struct.Struct("<BdQQQIII")
+_RUN = struct.Struct("<16sQIB")
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Run(NamedTuple):
+    """``records`` records of a session from ``first_seq`` on; ``has_text`` is a byte for each, or ALL or NONE."""
+
+    session: bytes
+    first_seq: int
+    records: int
+    has_text: bytes | int = ALL
+
+    @property
+    def last_seq(self) -> int:
+        """The last record that it covers."""
+        return self.first_seq + self.records - 1
+
+    @classmethod
+    def of(cls, session: bytes, first_seq: int, texts: Sequence[str]) -> Run:
+        """Return the run of texts, of which the empty ones stand for records that the sink did not take."""
+        if all(texts):
+            return cls(session, first_seq, len(texts))
+        return cls(session, first_seq, len(texts), bytes(map(bool, texts)) if any(texts) else NONE)
+
+    def seq_of(self, texts: int) -> int:
+        """Return the seq up to which it is written, when so many of its texts are; ``first_seq - 1`` for none."""
+        if self.has_text == ALL:
+            return self.first_seq + min(texts, self.records) - 1
+        if self.has_text == NONE:
+            return self.last_seq
+        assert isinstance(self.has_text, bytes)
+        positions = [n for n, has in enumerate(self.has_text) if has]
+        return self.last_seq if texts >= len(positions) else self.first_seq + positions[texts] - 1
+
+    @property
+    def texts(self) -> int:
+        """How many of its records have a text."""
+        if isinstance(self.has_text, bytes):
+            return sum(self.has_text)
+        return self.records if self.has_text == ALL else 0
+
+
+class Entry(NamedTuple):
+    """One entry: what was about to be written, or where all doubt ended."""
+
+    kind: int
+    time: float
+    inode: int
+    offset: int
+    size: int
+    crc: int
+    runs: tuple[Run, ...] = ()
+    forgotten: tuple[bytes, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Where the file ends when it is written."""
+        return self.offset + self.size
+
+
+def encode(entry: Entry) -> bytes:
+    r"""Return an entry as it stands in the ledger.
+
+    >>> entry = Entry(GROUP, 1.5, 2, 3, 4, 5, (Run(b"s" * 16, 7, 3, b"\1\0\1"),), (b"t" * 16,))
+    >>> [found for found, _ in decode(MAGIC + encode(entry))] == [entry]
+    True
+    """
+    parts = [_BODY.pack(*entry[:6], len(entry.runs), len(entry.forgotten))]
+    for session, first_seq, records, has_text in entry.runs:
+        if isinstance(has_text, bytes):
+            parts += (_RUN.pack(session, first_seq, records, SOME), has_text)
+        else:
+            parts.append(_RUN.pack(session, first_seq, records, has_text))
+    body = b"".join((*parts, *entry.forgotten))
+    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def decode(data: bytes) -> Iterator[tuple[Entry, int]]:
+    """Yield the entries of a ledger with where each ends, up to the first that is not whole; raises nothing."""
+    if not data.startswith(MAGIC):
+        return
+    position = len(MAGIC)
+    while position + _FRAME.size <= len(data):
+        length, crc = _FRAME.unpack_from(data, position)
+        body = data[position + _FRAME.size : position + _FRAME.size + length]
+        if len(body) != length or zlib.crc32(body) != crc:
+            return
+        try:
+            entry = _entry(body)
+        except (struct.error, ValueError):
+            return
+        position += _FRAME.size + length
+        yield entry, position
+
+
+def _entry(body: bytes) -> Entry:
+    """Raises struct.error or ValueError for what is none."""
+    kind, time, inode, offset, size, crc, run_count, forgotten_count = _BODY.unpack_from(body)
+    position = _BODY.size
+    runs = []
+    for _ in range(run_count):
+        session, first_seq, records, form = _RUN.unpack_from(body, position)
+        position += _RUN.size
+        has_text: bytes | int = form
+        if form == SOME:
+            has_text = body[position : position + records]
+            position += records
+        runs.append(Run(session, first_seq, records, has_text))
+    end = position + forgotten_count * SESSION_BYTES
+    if end != len(body):
+        raise ValueError("an entry of another length than its parts")
+    forgotten = tuple(body[at : at + SESSION_BYTES] for at in range(position, end, SESSION_BYTES))
+    return Entry(kind, time, inode, offset, size, crc, tuple(runs), forgotten)
+
+
+class Ledger:
+    """The marks of one file sink, and the file that keeps them.
+
+    ``synced``: each entry is on the disk before :meth:`announce` returns. ``clock``: seconds since the epoch. Marks
+    older than ``ttl_seconds`` go at a compaction, and the oldest beyond ``max_sessions``. ``warn`` takes a sentence.
+    All methods but :meth:`mark` and :meth:`forget` are the sink's thread's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synced: bool,
+        ttl_seconds: float,
+        max_sessions: int,
+        clock: Callable[[], float],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.doubtful: list[Entry] = []  # what read() found announced, and nothing that proves it completed
+        self.settled: Entry | None = None  # the last entry that ended all doubt
+        self.is_damaged = False  # it was there, and could not all be read
+        self._path = path
+        self._synced = synced
+        self._ttl_seconds = ttl_seconds
+        self._max_sessions = max_sessions
+        self._clock = clock
+        self._warn = warn
+        self._marks: dict[bytes, int] = {}
+        self._seen_at: dict[bytes, float] = {}
+        self._leaving: deque[bytes] = deque()  # sessions that have said BYE, not yet in an entry
+        self._descriptor = -1
+        self._end = 0  # of what is proven; an announced entry stands behind it until the next comes
+        self._announced: tuple[Entry, int] | None = None
+        self._is_void = False  # whether what stands behind the end is nothing that counts
+        self._compact_at = COMPACT_BYTES
+
+    # -- any thread
+
+    def mark(self, session: bytes) -> int | None:
+        """Return the last seq of the session that was dealt with, or None where nothing is known of it."""
+        return self._marks.get(session)
+
+    def forget(self, session: bytes) -> None:
+        """Forget a session that is complete; the next entry says so."""
+        self._leaving.append(session)
+
+    # -- at a start
+
+    def read(self) -> bool:
+        """Take what is there into the marks and :attr:`doubtful`; whether there was anything.
+
+        May be called again. Nothing is written before :meth:`settle`. Raises nothing.
+        """
+        self._marks, self._seen_at, self.doubtful, self.settled, self.is_damaged = {}, {}, [], None, False
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._warn(f"cannot read {self._path}: {reason(error)}.")
+            self.is_damaged = True
+            return True
+        end = len(MAGIC)
+        for entry, end in decode(data):  # noqa: B007 - where the last one ends is looked at below
+            if entry.kind == GROUP:
+                self.doubtful.append(entry)
+                continue
+            if entry.kind == SETTLED:
+                for announced in self.doubtful:
+                    self.apply(announced)
+                self._drop(entry.forgotten)
+            else:
+                self._marks = {run.session: run.first_seq for run in entry.runs}
+                self._seen_at = {run.session: float(run.records) for run in entry.runs}
+            self.doubtful.clear()
+            self.settled = entry
+        # A kill amid the last entry leaves less than it says; anything else is damage.
+        rest = data[end:]
+        is_torn = len(rest) < _FRAME.size or len(rest) < _FRAME.size + _FRAME.unpack_from(rest)[0]
+        self.is_damaged = not data.startswith(MAGIC) or not is_torn
+        return True
+
+    def apply(self, entry: Entry, texts: int | None = None) -> int:
+        """Count an entry as written, or only its first ``texts`` texts; returns how many records that leaves out."""
+        left = 0
+        for run in entry.runs:
+            # What comes after a run that is not whole was not written either, even if it has no texts.
+            last_seq = run.last_seq if texts is None else run.first_seq - 1 if left else run.seq_of(texts)
+            if texts is not None:
+                texts -= min(texts, run.texts)
+            left += run.last_seq - last_seq
+            if last_seq >= run.first_seq:
+                self._advance(run.session, last_seq, entry.time)
+        if not left:
+            self._drop(entry.forgotten)
+        return left
+
+    # -- in service
+
+    def announce(self, inode: int, offset: int, data: bytes | bytearray, runs: Iterable[Run]) -> None:
+        """Write the entry of a group that is about to be written. Raises OSError; then nothing must be written."""
+        forgotten = tuple(self._leaving)
+        crash.point("before_ledger")
+        self._put(Entry(GROUP, self._clock(), inode, offset, len(data), zlib.crc32(data), tuple(runs), forgotten))
+        crash.point("after_ledger")
+
+    def committed(self) -> None:
+        """Count what was announced as true."""
+        assert self._announced is not None
+        entry, self._end = self._announced
+        self._announced, self._is_void = None, False
+        self.apply(entry)
+        for _ in entry.forgotten:
+            self._leaving.popleft()
+
+    def settle(self, inode: int, size: int) -> None:
+        """End all doubt: the live file has this inode and size, and the marks are true.
+
+        What was announced and not committed is void. Raises OSError.
+        """
+        if self._descriptor < 0 or not self._is_in_place():
+            self._compact(inode, size)
+        elif self.is_long:
+            try:
+                self._compact(inode, size)
+            except OSError as error:  # no inode for a second file, say, where the first can still grow
+                self._compact_at = 2 * self._end
+                self._warn(f"cannot shorten {self._path} now: {reason(error)}. It grows on meanwhile.")
+                self._settle(inode, size)
+        else:
+            self._settle(inode, size)
+
+    def _is_in_place(self) -> bool:
+        """Whether what we write to is what a restart would read."""
+        try:
+            return self._path.lstat().st_ino == os.fstat(self._descriptor).st_ino
+        except OSError:
+            return False
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time for a :meth:`settle`, which makes it short again."""
+        return self._end >= self._compact_at
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+    # -- its own
+
+    def _put(self, entry: Entry) -> None:
+        """Write an entry behind what is proven, over one that was announced in vain."""
+        data = encode(entry)
+        if crash.is_due("mid_ledger"):
+            os.pwrite(self._descriptor, data[: len(data) // 2], self._end)
+            crash.die()
+        if self._is_void:  # of an old one that was longer nothing may be left behind the new one
+            os.ftruncate(self._descriptor, self._end)
+        self._announced, self._is_void = None, True
+        if os.pwrite(self._descriptor, data, self._end) != len(data):
+            raise OSError(errno.ENOSPC, "the system took only a part of an entry")
+        if self._synced:
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError:
+                self.close()  # nobody knows what of it is on the disk, so that the next settle() begins a new one
+                raise
+        self._announced = entry, self._end + len(data)
+
+    def _settle(self, inode: int, size: int) -> None:
+        self._put(Entry(SETTLED, self._clock(), inode, size, 0, 0, forgotten=tuple(self._leaving)))
+        self.committed()
+
+    def _compact(self, inode: int, size: int) -> None:
+        """Write the marks into a new ledger, and put it in the place of the old one.
+
+        The first one of a process is put on the disk in any case: whoever was acked something before a power cut
+        is then known to have been there.
+        """
+        now, is_synced = self._clock(), self._synced or self._descriptor < 0
+        leaving = tuple(self._leaving)
+        self._drop(leaving)
+        self._expire(now)
+        marks = tuple(
+            Run(session, seq, max(0, min(int(self._seen_at[session]), COUNT_MAX)))
+            for session, seq in self._marks.items()
+        )
+        data = MAGIC + encode(Entry(MARKS, now, inode, size, 0, 0, marks))
+        new = self._path.with_name(self._path.name + ".new")
+        with suppress(FileNotFoundError):
+            new.unlink()
+        descriptor = os.open(new, _OPEN_FLAGS | os.O_EXCL, FILE_MODE)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if is_synced:
+                os.fdatasync(descriptor)
+            crash.point("compact_tmp")
+            new.replace(self._path)
+            crash.point("compact_renamed")
+            if is_synced:
+                sync_directory(self._path.parent)
+        except BaseException:
+            os.close(descriptor)
+            new.unlink(missing_ok=True)
+            raise
+        self.close()
+        self._descriptor, self._end = descriptor, len(data)
+        self._announced, self._is_void = None, False
+        self._compact_at = max(COMPACT_BYTES, 4 * len(data))
+        for _ in leaving:
+            self._leaving.popleft()
+
+    def _expire(self, now: float) -> None:
+        """Drop marks that are too old or too many."""
+        self._drop([session for session, seen_at in self._seen_at.items() if now - seen_at > self._ttl_seconds])
+        surplus = len(self._marks) - self._max_sessions
+        if surplus > 0:
+            self._drop(sorted(self._marks, key=lambda session: self._seen_at[session])[:surplus])
+            self._warn(
+                f"{surplus} sessions were forgotten, for there are more than {self._max_sessions}. If they come back, "
+                "what they send again may stand twice. Raise server.max_sessions."
+            )
+
+    def _advance(self, session: bytes, last_seq: int, seen_at: float) -> None:
+        if last_seq > self._marks.get(session, -1):
+            self._marks[session] = last_seq
+        self._seen_at[session] = seen_at
+
+    def _drop(self, sessions: Iterable[bytes]) -> None:
+        for session in sessions:
+            self._marks.pop(session, None)
+            self._seen_at.pop(session, None)
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the names in a directory on the disk. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

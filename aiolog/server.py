@@ -1,0 +1,291 @@
+"""The server: listen, keep sessions, sweep, drain.
+
+Knows asyncio and its connections; knows no sink, only the fan-out, and of records only how to make a notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from aiolog.connection import Connection, Counts, Limits, Session, created
+from aiolog.errors import ConfigError, reason
+from aiolog.fanout import Delivery, Fanout
+from aiolog.protocol import SESSION_BYTES, Hello
+from aiolog.record import Site, Source, Thread, WireRecord
+from aiolog.report import Report
+
+SWEEP_SECONDS = 0.5  # between two looks for connections that are silent, stuck, or want a BUSY
+TELL_SECONDS = 5.0  # between two records of what a slow sink missed
+ENDED_SECONDS = 60.0  # in which bytes of an older connection may come after BYE, and must not be taken for new ones
+MISSED_SECONDS = 5.0  # a living handler is back within its retryMax of half a second
+WARNING = 30  # logging's number, for the server's own records
+
+
+class Server:
+    """All connections, the sessions they continue, and the fan-out they deliver to.
+
+    ``durability`` is the weakest of the ``block`` sinks', and is what an ack means. ``wall_clock`` stamps notices.
+    """
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        limits: Limits,
+        report: Report,
+        *,
+        durability: str,
+        token: str = "",
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.fanout = fanout
+        self.limits = limits
+        self.report = report
+        self.durability = durability
+        self.store = secrets.token_hex(16)
+        self.sessions: dict[bytes, Session] = {}
+        self.connections: set[Connection] = set()
+        self.counts = Counts()
+        self.held_bytes = 0  # received and not yet delivered, over all connections
+        self.draining = False
+        self._token = token
+        self._wall_clock = wall_clock
+        self._own = Source(app="aiolog", host=socket.gethostname(), pid=os.getpid(), process_name="aiolog")
+        self._own.define(Site("aiolog", WARNING, "WARNING", __file__, "server.py", "server", 0, "notice"))
+        self._own.define(Thread(None, "aiolog"))
+        self._own_session = secrets.token_bytes(SESSION_BYTES)
+        self._own_seq = 0
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._quiet = asyncio.Event()  # no connection is left
+
+    # -- start and end
+
+    async def listen(self, host: str, port: int, unix_socket: str = "") -> tuple[str, int]:
+        """Accept connections; returns the host and port that were bound.
+
+        Raises ConfigError when an address cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(lambda: Connection(self, loop), host, port, backlog=1024)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({reason(error)}). "
+                "Stop what uses the port (`ss -ltnp` names it), or choose another with --port"
+            ) from error
+        self._listeners.append(listener)
+        if unix_socket:
+            self._listeners.append(await self._listen_unix(loop, unix_socket))
+        self._sweeper = asyncio.create_task(self._sweep(loop), name="sweep")
+        address = listener.sockets[0].getsockname()
+        return address[0], address[1]
+
+    async def _listen_unix(self, loop: asyncio.AbstractEventLoop, path: str) -> asyncio.Server:
+        umask = os.umask(0o117)  # 0660: whoever is in the group may log
+        try:
+            return await loop.create_unix_server(lambda: Connection(self, loop), path)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on the Unix socket {path} ({reason(error)}). "
+                "Remove it if no server runs, or choose another with server.socket"
+            ) from error
+        finally:
+            os.umask(umask)
+
+    async def drain(self) -> None:
+        """Stop accepting, let what is under way be committed and acked, and part from every client.
+
+        Never ends while a ``block`` sink is stuck; cancel it then. What was not acked stays with the clients.
+        """
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            connection.part()
+        if self.connections:
+            await self._quiet.wait()
+        self._tell()
+        self.fanout.forget(self._own_session)
+
+    async def close(self) -> None:
+        """Drop whatever is left."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        for connection in list(self.connections):
+            connection.abort()
+
+    async def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        told_at = loop.time()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            if now - told_at >= TELL_SECONDS:
+                told_at = now
+                self._tell()
+            for connection in list(self.connections):
+                connection.look(now)
+            if self.held_bytes <= self.limits.max_inflight_bytes:
+                for connection in list(self.connections):
+                    connection.read_on()
+            for key, session in list(self.sessions.items()):
+                away_seconds = now - session.seen_at if session.connection is None else 0.0
+                if away_seconds > (ENDED_SECONDS if session.is_ended else self.limits.session_ttl_seconds):
+                    del self.sessions[key]
+                elif session.is_ended:
+                    pass
+                elif away_seconds > MISSED_SECONDS and session.last_seq and not session.is_missed:
+                    self._miss(session)
+
+    # -- what connections ask
+
+    def joined(self, connection: Connection) -> bool:
+        """Take a new connection; False when there are enough."""
+        self.counts.connections += 1
+        self.connections.add(connection)
+        self._quiet.clear()
+        return len(self.connections) <= self.limits.max_connections
+
+    def left(self, connection: Connection) -> None:
+        """Forget a connection that has closed."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._quiet.set()
+
+    def may_enter(self, token: str) -> bool:
+        """Whether the token is the right one, in the same time for any wrong one."""
+        return not self._token or hmac.compare_digest(self._token.encode(), token.encode(errors="surrogatepass"))
+
+    def session(self, hello: Hello) -> Session | None:
+        """Return the session that a HELLO continues or begins; None when there is no room for another.
+
+        A client knows better than a server without memory: its ``acked`` counts where the session is unknown. What
+        was acked to it counts in any case.
+        """
+        found = self.sessions.get(hello.session)
+        if found is None:
+            if len(self.sessions) >= self.limits.max_sessions and not self._forget_oldest():
+                return None
+            found = self.sessions[hello.session] = Session(self._recall(hello))
+        elif found.last_seq < hello.acked:
+            found.last_seq = hello.acked
+        return found
+
+    def _recall(self, hello: Hello) -> int:
+        """Return up to where every sink has dealt with a session that began before this server did.
+
+        What was acked and a sink does not know of is said. A sink that knows nothing of the session at all may be
+        a new one, as long as another knows of it.
+        """
+        marks = self.fanout.marks(hello.session)
+        for name, mark in marks.items():
+            if mark is not None and mark < hello.acked and (mark or not any(marks.values())):
+                self._say_gap(name, _source_name(hello.process_name, hello.pid), mark + 1, hello.acked)
+        # Without a memory, or as long as there is none, all that is not acked is needed.
+        return max(hello.acked, min((mark or 0 for mark in marks.values()), default=0))
+
+    def _say_gap(self, sink: str, process: str, first_seq: int, last_seq: int) -> None:
+        count = last_seq - first_seq + 1
+        text = (
+            f"{count} records of process {process} were acked, and the ledger of sink {sink} does not know them: they "
+            "went to another server, or a power cut took them"
+        )
+        self.report(f"gap {sink}", text)
+        self._say(
+            text,
+            ["lost", count, "sink", sink, "from_process", process, "first_seq", first_seq, "last_seq", last_seq],
+        )
+
+    def _miss(self, session: Session) -> None:
+        """Say that a process went without a BYE, and after which record."""
+        session.is_missed = True
+        source = session.source
+        if source is None:
+            return
+        process = _source_name(source.process_name, source.pid)
+        self._say(
+            f"process {process} went without saying goodbye after its record {session.last_seq}: it was killed, or "
+            "it is cut off. What it has not sent is lost, unless it comes back or had a spool",
+            [
+                "last_seq", session.last_seq, "from_process", source.process_name, "from_pid", source.pid,
+                "from_host", source.host, "from_app", source.app, "since", _stamp(session.last_created),
+            ],
+        )  # fmt: skip
+
+    def _say(self, text: str, extra: list[Any]) -> None:
+        """Put a record of our own into all sinks."""
+        self._own_seq += 1
+        self.fanout.deliver(
+            Delivery(self._own, [self._notice(text, extra)], session=self._own_session, first_seq=self._own_seq)
+        )
+
+    def _forget_oldest(self) -> bool:
+        idle = [(session.seen_at, key) for key, session in self.sessions.items() if session.connection is None]
+        if not idle:
+            return False
+        del self.sessions[min(idle)[1]]
+        return True
+
+    def drop_notice(self, source: Source, dropped: int, since: Any, until: Any) -> WireRecord:
+        """Make the record that says what a client had to drop between two moments (``created`` of records).
+
+        None stands for now, or for a beginning that nobody knows.
+        """
+        if until is None:
+            until = self._wall_clock()
+        extra = [
+            "dropped", dropped, "from_process", source.process_name, "from_pid", source.pid,
+            "from_host", source.host, "from_app", source.app, "since", _stamp(since), "until", _stamp(until),
+        ]  # fmt: skip
+        return self._notice(
+            f"{dropped} records of process {_source_name(source.process_name, source.pid)} were dropped between "
+            f"{_stamp(since)} and {_stamp(until)}: its buffer was full",
+            extra,
+        )
+
+    def _tell(self) -> None:
+        """Put into all sinks what lanes had to drop since the last time, a record a process."""
+        for name, lane in self.fanout.lanes.items():
+            untold, lane.untold = lane.untold, {}
+            for source, missed in untold.items():
+                since, until = _stamp(created(missed.since)), _stamp(created(missed.until))
+                self._say(
+                    f"{missed.records} records of process {_source_name(source.process_name, source.pid)} between "
+                    f"{since} and {until} were dropped before sink {name}: it was too slow for them",
+                    [
+                        "dropped", missed.records, "sink", name, "from_process", source.process_name,
+                        "from_pid", source.pid, "from_host", source.host, "from_app", source.app,
+                        "since", since, "until", until,
+                    ],
+                )  # fmt: skip
+
+    def _notice(self, text: str, extra: list[Any]) -> WireRecord:
+        return (self._wall_clock(), 0, 1, text, {"extra": extra})
+
+    @property
+    def own_source(self) -> Source:
+        """The process that notices come from: this one."""
+        return self._own
+
+
+def _source_name(process_name: str | None, pid: int | None) -> str:
+    return f"{process_name}[{pid}]"
+
+
+def _stamp(created: Any) -> str:
+    """Return a record's ``created`` (float seconds or int nanoseconds) as RFC 3339, UTC, milliseconds."""
+    try:
+        seconds = created / 1e9 if type(created) is int else float(created)
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "unknown"
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,374 @@
+"""One server as it runs: from the settings to sinks, lanes and listeners, through reloads, to the end of a drain.
+
+It knows every part and does the work of none: what a setting means stands in :mod:`aiolog.config`, what a record
+becomes in the formats and sinks, who gets an ack in the server. Nothing but :mod:`aiolog.cli` may import it.
+
+The end, after SIGTERM or SIGINT::
+
+    stop accepting ─► commit what is under way ─► last acks ─► close     all of it within drain_timeout_seconds:
+                                                                         a sink that is stuck is left behind
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from aiolog import formatting, recovery
+from aiolog.config import Config, FileSinkConfig, ServerConfig, SinkConfig, StdoutSinkConfig, accepts
+from aiolog.connection import Limits
+from aiolog.errors import ConfigError, reason
+from aiolog.fanout import Fanout, Lane, Sink
+from aiolog.formatting import Format
+from aiolog.http import HttpServer
+from aiolog.record import Site
+from aiolog.report import Report
+from aiolog.rotation import Schedule
+from aiolog.server import Server
+from aiolog.sinks import SinkThread
+from aiolog.sinks.file import FileSink
+from aiolog.sinks.stdout import StdoutSink, wants_color
+
+STDERR, STDOUT = 2, 1
+RECOVER_SECONDS = 5.0  # between two looks for what killed processes left
+OWN_LOGGER = "aiolog"  # of the server's own records: they say what was lost, so no sink's filter keeps them out
+CONSOLE_DRAIN_SECONDS = 0.5  # for sinks that may drop: a person sees the last lines, a stuck reader delays little
+KIND_CHARS = 32  # a warning of a sink is of the same kind as another that begins alike
+
+
+def serve(load: Callable[[], Config], directory: Path) -> int:
+    """Run a server until a signal ends it; return the exit code.
+
+    ``load`` reads the settings, now and at every SIGHUP. ``directory`` is where relative paths of sinks begin.
+
+    Raises ConfigError when a setting, a path or an address cannot be used, at the start or after a reload.
+    """
+    service = Service(load, directory)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(service.run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on Windows, and nothing needs it
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, or leave it out where nobody reads: no record waits for a reader of stderr."""
+    with contextlib.suppress(OSError):
+        if select.select([], [STDERR], [], 0)[1]:
+            os.write(STDERR, line.encode(errors="backslashreplace"))
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it asked: the datagram of sd_notify(3) to ``$NOTIFY_SOCKET``."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] in ("/", "@"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+
+# ---------------------------------------------------------------------------------------- from settings to sinks
+
+
+def format_of(config: SinkConfig) -> Format:
+    """Compile the format of a sink. Raises ConfigError for a template that is none."""
+    takes = accepts(config.level_number, config.loggers)
+
+    def accepted(site: Site) -> bool:
+        return takes(site.name, site.levelno) or site.name == OWN_LOGGER
+
+    if config.format == "json":
+        return formatting.json_lines(accepts=accepted)
+    if config.format == "logfmt":
+        return formatting.logfmt(accepts=accepted)
+    return formatting.text(
+        config.template,
+        style=config.style,
+        datefmt=config.datefmt,
+        escaping=config.escaping,
+        accepts=accepted,
+    )
+
+
+def sink_of(name: str, config: SinkConfig, server: ServerConfig, directory: Path, warn: Callable[[str], None]) -> Sink:
+    """Make a sink, not yet open. Raises ConfigError for a template or a schedule that is none."""
+    try:
+        compiled = format_of(config)
+        if isinstance(config, StdoutSinkConfig):
+            color = config.color == "always" or (config.color == "auto" and wants_color(os.isatty(STDOUT), os.environ))
+            return StdoutSink(name, compiled, descriptor=STDOUT, color=color)
+        schedule = Schedule(config.when, config.interval) if config.when else None
+    except ConfigError as error:
+        raise ConfigError(f"[sinks.{name}] {error}") from error
+    return FileSink(
+        name,
+        directory / config.path,
+        compiled,
+        max_bytes=config.max_bytes,
+        schedule=schedule,
+        backup_count=config.backup_count,
+        compress=config.compress,
+        durability=config.durability,
+        session_ttl_seconds=server.session_ttl_seconds,
+        max_sessions=server.max_sessions,
+        clock=time.time,
+        warn=warn,
+    )
+
+
+def with_stdout(config: Config, *, wanted: bool) -> Config:
+    """Return the settings with a sink to stdout, or without any. Raises ConfigError when no sink would be left."""
+    sinks = config.sinks
+    if not wanted:
+        sinks = {name: sink for name, sink in sinks.items() if not isinstance(sink, StdoutSinkConfig)}
+    elif not any(isinstance(sink, StdoutSinkConfig) for sink in sinks.values()):
+        sinks = {"stdout": StdoutSinkConfig(), **sinks}
+    if not sinks:
+        raise ConfigError("without stdout there is no sink left. Remove --no-stdout, or configure a file")
+    return structs.replace(config, sinks=sinks)
+
+
+def durability_of(sinks: Mapping[str, SinkConfig]) -> str:
+    """Return what an ack means: the weakest durability of the sinks that an ack waits for."""
+    levels = {
+        sink.durability if isinstance(sink, FileSinkConfig) else "written"
+        for sink in sinks.values()
+        if sink.when_full == "block"
+    }
+    return "fsynced" if levels == {"fsynced"} else "written"
+
+
+class _OwnLog(logging.Handler):
+    """What libraries log in this process, such as a callback that failed: seldom, and never into a sink."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it in one line."""
+        cause = f" ({record.exc_info[1]!r})" if record.exc_info else ""
+        self._report(record.name, f"{record.name}: {record.getMessage()}{cause}")
+
+
+class Service:
+    """The parts of one server, wired.
+
+    Raises ConfigError for settings that cannot be.
+    """
+
+    def __init__(self, load: Callable[[], Config], directory: Path) -> None:
+        self._load = load
+        self._directory = directory
+        self._config = config = load()
+        self._report = Report(time.monotonic, say)
+        self._fanout = Fanout()
+        self._server = Server(
+            self._fanout,
+            Limits(*(getattr(config.server, name) for name in Limits._fields)),
+            self._report,
+            durability=durability_of(config.sinks),
+            token=config.server.token,
+            wall_clock=time.time,
+        )
+        self._http = HttpServer(self._server)
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._deadline: asyncio.TimerHandle | None = None  # of the drain, once it was asked for
+        self._is_committed = False
+        self._recovering: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Serve until a signal asks for the end; return the exit code. Called once, by :func:`serve`.
+
+        Raises ConfigError when a sink or a listener cannot be opened.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, self._take_signal, loop, signum)
+        logging.basicConfig(handlers=[_OwnLog(self._report)], level=logging.WARNING)
+        try:
+            await self._fanout.open(self._lanes(self._config.sinks))
+            await self._listen()
+            notify("READY=1")
+            while await self._signals.get() == signal.SIGHUP:
+                await self._reload()
+            await self._drain()
+            summary = self._summary()
+        finally:
+            await self._http.close()
+            await self._fanout.close()
+            await self._server.close()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        say(summary)
+        return 0
+
+    def _take_signal(self, loop: asyncio.AbstractEventLoop, signum: int) -> None:
+        if signum == signal.SIGHUP:
+            if self._signals.empty():
+                self._signals.put_nowait(signum)
+        elif self._deadline is None:
+            # Whatever is under way at this moment, a start or a reload, the end comes in time.
+            self._deadline = loop.call_later(self._config.server.drain_timeout_seconds, self._give_up)
+            self._signals.put_nowait(signum)
+        else:
+            say("aiolog: stopped at once; what was not acked stays with its processes\n")
+            os._exit(128 + signum)
+
+    def _give_up(self) -> None:
+        """End with a sink that is stuck: its thread is in a system call, and nothing can call it back."""
+        if self._is_committed:
+            say(self._summary())
+            os._exit(0)  # only the closing takes long: a backup is being compressed, and will be again
+        failing = ", ".join(name for name, lane in self._fanout.lanes.items() if lane.blocks and lane.failing)
+        say(
+            f"aiolog: the drain was not done in {self._config.server.drain_timeout_seconds:g} s: "
+            f"{f'sink {failing} fails, and ' if failing else ''}{self._server.held_bytes} bytes were received and "
+            "not written. They were not acked, and stay with their processes\n"
+        )
+        os._exit(1)
+
+    # -- the start
+
+    def _lanes(self, sinks: Mapping[str, SinkConfig]) -> dict[str, Lane]:
+        def warn(text: str) -> None:
+            self._report(text[:KIND_CHARS], text)
+
+        return {
+            name: Lane(
+                sink_of(name, sink, self._config.server, self._directory, warn),
+                when_full=sink.when_full,
+                buffer_bytes=sink.buffer_bytes,
+                report=self._report,
+            )
+            for name, sink in sinks.items()
+        }
+
+    async def _recover(self, port: int) -> None:
+        """Take in what killed processes left in their spools, now and again; through our own port, as anybody else."""
+        thread = SinkThread("aiolog-recover")
+        loop = asyncio.get_running_loop()
+
+        def recover_all() -> None:
+            server = self._config.server
+            for name in server.spool_dirs:
+                directory = str(self._directory / name)
+                try:
+                    for found in recovery.recover(directory, server.reachable_host, port, server.token):
+                        self._report(f"spool {found.path}", f"spool: {found.text}")
+                except FileNotFoundError:
+                    pass  # no process has had a spool yet
+                except OSError as error:
+                    self._report(f"spools {directory}", f"cannot read the spools in {directory}: {reason(error)}")
+
+        while True:
+            await loop.run_in_executor(thread, recover_all)
+            await asyncio.sleep(RECOVER_SECONDS)
+
+    async def _listen(self) -> None:
+        """Open the listeners, and say in one line where records come in and where they go."""
+        server, http = self._config.server, self._config.http
+        host, port = await self._server.listen(server.host, server.port, server.socket)
+        if self._config.server.spool_dirs:
+            self._recovering = asyncio.create_task(self._recover(port), name="recover")
+        said = [f"listening on {_address(host, port)}"]
+        if server.socket:
+            said[0] += f" and {server.socket}"
+        if http.enabled:
+            said.append(f"metrics on http://{_address(*await self._http.listen(http.host, http.port))}/metrics")
+        said.append(f"writing {', '.join(self._targets(self._config.sinks))}")
+        say(f"aiolog: {', '.join(said)}\n")
+        if not server.token and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+            say(
+                f"aiolog: warning: whoever reaches {_address(host, port)} may log here, unencrypted. "
+                "Set [server] token_file, or listen on 127.0.0.1\n"
+            )
+
+    def _targets(self, sinks: Mapping[str, SinkConfig]) -> list[str]:
+        return [
+            str((self._directory / sink.path).absolute()) if isinstance(sink, FileSinkConfig) else "stdout"
+            for sink in sinks.values()
+        ]
+
+    # -- the middle
+
+    async def _reload(self) -> None:
+        """Read the settings anew, and replace the sinks that changed; wrong settings change nothing.
+
+        Raises ConfigError when the old sinks cannot be opened again either: the server must end then.
+        """
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        old = self._config
+        try:
+            config = self._load()
+            kept = {name for name, sink in config.sinks.items() if old.sinks.get(name) == sink}
+            fresh = {name: sink for name, sink in config.sinks.items() if name not in kept}
+            gone = {name: sink for name, sink in old.sinks.items() if name not in kept}
+            if fresh or gone:
+                timeout_seconds = old.server.drain_timeout_seconds
+                await self._fanout.replace(self._lanes(fresh), self._lanes(gone), kept, timeout_seconds)
+        except ConfigError as error:
+            if self._fanout.lanes.keys() != old.sinks.keys():
+                raise
+            say(f"aiolog: not reloaded, everything stays as it was. {error}\n")
+        else:
+            self._config = structs.replace(old, sinks=config.sinks)
+            self._server.durability = durability_of(config.sinks)
+            changed = ", ".join({**gone, **fresh}) or "none"
+            say(f"aiolog: reloaded, sinks changed: {changed}; writing {', '.join(self._targets(config.sinks))}\n")
+            if waiting := [*_changes("server", old.server, config.server), *_changes("http", old.http, config.http)]:
+                say(f"aiolog: {', '.join(waiting)} changed too, and need a restart\n")
+        notify("READY=1")
+
+    # -- the end
+
+    async def _drain(self) -> None:
+        notify("STOPPING=1")
+        if self._recovering is not None:
+            self._recovering.cancel()
+        seconds = self._config.server.drain_timeout_seconds
+        say(f"aiolog: draining, for {seconds:g} s at most; a second signal ends it at once\n")
+        await self._server.drain()
+        await self._fanout.drain()
+        self._is_committed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONSOLE_DRAIN_SECONDS):
+                for lane in self._fanout.lanes.values():
+                    await lane.drain()
+
+    def _summary(self) -> str:
+        """Say in one line what became of the records. The sinks are still there when it is made."""
+        counts = self._server.counts
+        missed = "".join(
+            f", {lane.dropped_records} missed by the slow sink {name}"
+            for name, lane in self._fanout.lanes.items()
+            if lane.dropped_records
+        )
+        return (
+            f"aiolog: drained. Records: {counts.records} delivered, {counts.dropped} dropped by their processes, "
+            f"{counts.duplicates} came twice and were taken once{missed}. Connections: {counts.connections}\n"
+        )
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _changes(section: str, old: Struct, new: Struct) -> list[str]:
+    return [f"[{section}] {name}" for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)]

@@ -1,0 +1,78 @@
+"""Where records end: one module a sink, and here what all of them share.
+
+A sink knows deliveries, a format and its own file or stream. It must never know a socket, a session's ack or the
+configuration. It calls the system from its own :class:`SinkThread`, so that a disk or a pipe that is stuck holds
+up its own lane and nobody else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+from aiolog.fanout import Delivery
+from aiolog.record import Source, WireRecord
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def runs(group: Sequence[Delivery]) -> Iterator[tuple[Source, Sequence[WireRecord]]]:
+    """Yield what a format takes, in the order of writing: of each delivery its notices, then its records."""
+    for delivery in group:
+        if delivery.notices:
+            yield delivery.notice_source, delivery.notices
+        yield delivery.source, delivery.records
+
+
+class SinkThread(Executor):
+    """One daemon thread that makes the blocking calls of one sink, in the order in which they were asked for.
+
+    The pools of :mod:`concurrent.futures` and asyncio are joined when the interpreter exits, so one stuck write
+    would hang the exit; this thread dies with the process. It starts at the first call. The queue is bounded by
+    its users: a lane has one write under way at a time.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._changing = threading.Lock()  # held while the two below change
+        self._started = False
+        self.ended = False
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Have the thread call ``fn``; any thread may ask. Raises ``RuntimeError`` after :meth:`shutdown`."""
+        future: Future[_T] = Future()
+        with self._changing:
+            if self.ended:
+                raise RuntimeError("this sink is closed")
+            self._calls.put((future, partial(fn, *args, **kwargs)))
+            if not self._started:
+                self._started = True
+                self._thread.start()
+        return future
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - Executor's
+        """Let the thread end after the calls that it has; with ``wait``, until it has ended."""
+        with self._changing:
+            self.ended = True
+            self._calls.put(None)
+        if wait and self._started:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while call := self._calls.get():
+            future, function = call
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del call, future, function  # or an idle thread would keep the last group alive
