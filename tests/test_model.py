@@ -701,8 +701,9 @@ class Life(RuleBasedStateMachine):
             live, torn = before[name]
             kept = files.live()
             assert live.startswith(kept)
-            aside = [data for new, data in files.torn().items() if new not in torn]
-            assert live == kept or live[len(kept) :] in aside
+            # What was moved aside later stood before it: the names sort in the order of their making.
+            aside = [data for new, data in sorted(files.torn().items(), reverse=True) if new not in torn]
+            assert live == kept or live[len(kept) :] == b"".join(aside)
             assert len(aside) <= 1 or self.has_power_cuts
 
     # -- what holds

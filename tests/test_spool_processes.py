@@ -39,11 +39,24 @@ def assert_kept(records, books):
     assert set(verdict.seen) <= set(books)
 
 
-def wait_until(condition, timeout=30):
+def wait_until(condition, timeout=60):
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def wait_for(count, *workers):
+    """Wait until so many log calls of each have returned; fail at once, with its last words, if one has ended."""
+    book_bytes = len("".join(f"{number}\n" for number in range(count)))
+
+    def are_booked():
+        for one in workers:
+            assert one.process.poll() is None, one.process.communicate()
+        # By the size: reading books again and again would take from the workers what they need.
+        return all(one.book.exists() and one.book.stat().st_size >= book_bytes for one in workers)
+
+    wait_until(are_booked)
 
 
 def spooled(spool):
@@ -51,9 +64,10 @@ def spooled(spool):
 
 
 def worker(tmp_path, port, name, *options, spool="spool", **how):
-    return flood(
-        port, name, 1_000_000, "--spool", tmp_path / spool, "--book", tmp_path / f"{name}.book", *options, **how
-    )
+    book = tmp_path / f"{name}.book"
+    one = flood(port, name, 1_000_000, "--spool", tmp_path / spool, "--book", book, *options, **how)
+    one.book = book
+    return one
 
 
 @every_interpreter
@@ -63,8 +77,8 @@ def test_killed_at_random_moments(tmp_path, python):
     with serve(tmp_path, None, "--no-stdout") as server:
         for turn in range(2):
             started = [worker(tmp_path, server.port, f"w{turn}.{n}", python=python) for n in range(4)]
-            wait_until(lambda turn=turn: all(booked(tmp_path / f"w{turn}.{n}.book") > 300 * n for n in range(4)))
-            for one in started:
+            for n, one in enumerate(started):
+                wait_for(300 * n + 1, one)
                 one.process.kill()
                 one.process.communicate()
         result = aiolog(tmp_path, "recover", str(spool), "--port", str(server.port))
@@ -85,7 +99,8 @@ def test_killed_at_each_point(tmp_path, point):
         one.process.communicate(timeout=60)
         assert one.process.returncode == -signal.SIGKILL
         one = worker(tmp_path, server.port, "next", "--seconds", 0.1)
-        wait_until(lambda: booked(tmp_path / "next.book") > 10 and len(spooled(spool)) == 1)
+        wait_for(10, one)
+        wait_until(lambda: len(spooled(spool)) == 1)
         one.process.kill()
         one.process.communicate()
         assert aiolog(tmp_path, "recover", str(spool), "--port", str(server.port)).returncode == 0
@@ -99,7 +114,7 @@ def test_the_finder_dies_too(tmp_path):
     """`aiolog recover` is killed when it has adopted, and when it has sent something; the second one ends it."""
     spool, book = tmp_path / "spool", tmp_path / "w.book"
     one = worker(tmp_path, 1, "w")
-    wait_until(lambda: booked(book) > 5_000)
+    wait_for(5_000, one)
     one.process.kill()
     one.process.communicate()
     with serve(tmp_path, None, "--no-stdout") as server:
@@ -118,7 +133,7 @@ def test_twenty_finders_and_one_spool(tmp_path):
     """Who has the lock sends; the others pass by; nothing comes twice."""
     spool, book = tmp_path / "spool", tmp_path / "w.book"
     one = worker(tmp_path, 1, "w")
-    wait_until(lambda: booked(book) > 3_000)
+    wait_for(3_000, one)
     one.process.kill()
     one.process.communicate()
     from concurrent.futures import ThreadPoolExecutor
@@ -167,9 +182,9 @@ def test_a_server_that_dies_too(tmp_path):
     with serve(tmp_path, None, "--no-stdout") as server:
         port = server.port
         one = worker(tmp_path, port, "w")
-        wait_until(lambda: booked(tmp_path / "w.book") > 3_000)
+        wait_for(3_000, one)
         server.kill()
-        wait_until(lambda: booked(tmp_path / "w.book") > 6_000)
+        wait_for(6_000, one)
         one.process.kill()
         one.process.communicate()
     with serve(tmp_path, None, "--no-stdout") as server:
