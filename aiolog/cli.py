@@ -230,6 +230,21 @@ def recover(*, path: Path | None, host: str | None, port: int | None, timeout: f
 
 
 @commands.command()
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="TOML, optional.")
+@click.argument("sinks", nargs=-1, metavar="[SINK]...")
+def rotate(*, path: Path | None, sinks: tuple[str, ...]) -> None:
+    """Begin new log files now: of all file sinks of the server here, or of those named.
+
+    Asks over [http], whose address is found as the server finds it.
+    """
+    from aiolog import control
+
+    config = _load(path)
+    for name, backups in control.rotate(config.http, config.server.token, sinks).items():
+        click.echo(f"{name}: {', '.join(backups) or 'nothing to rotate'}")
+
+
+@commands.command()
 @address_options
 @click.option("--workers", type=click.IntRange(1, 1000), default=4, show_default=True, help="Processes that log.")
 @click.option(

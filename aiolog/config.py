@@ -16,11 +16,13 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 import os.path
 import re
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -28,6 +30,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct, inspect, structs
 
 from aiolog.errors import ConfigError, reason
+from aiolog.routing import PathTemplate
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY_SECONDS = 86_400
@@ -174,6 +177,10 @@ class _SinkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Level | Annotated[int, Meta(ge=0, le=1_000_000)],
         Meta(description="Lowest level taken: a name, or a number for your own levels. NOTSET takes all."),
     ] = "NOTSET"
+    max_level: Annotated[
+        Level | Annotated[int, Meta(ge=0, le=1_000_000)] | None,
+        Meta(description="Highest level taken; absent: no bound. With level it cuts out a band."),
+    ] = None
     loggers: Annotated[
         tuple[Annotated[str, Meta(pattern=r"[^.]$")], ...],
         Meta(
@@ -181,11 +188,34 @@ class _SinkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             examples=[["app", "gunicorn"]],
         ),
     ] = ()
+    apps: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Applications taken, by what their handlers were given as app. [] takes all.",
+            examples=[["shop", "billing"]],
+        ),
+    ] = ()
+    filter: Annotated[
+        str,
+        Meta(
+            description='Records taken, as a condition on level, logger, msg, app, fields and more; "" takes all.',
+            examples=["level >= WARNING or fields.user == 42"],
+        ),
+    ] = ""
 
     @property
     def level_number(self) -> int:
         """The lowest level taken as ``logging`` counts levels; 0 takes all."""
-        return self.level if isinstance(self.level, int) else logging.getLevelNamesMapping()[self.level]
+        return _level_number(self.level)
+
+    @property
+    def max_level_number(self) -> float:
+        """The highest level taken as ``logging`` counts levels; infinite without a bound."""
+        return math.inf if self.max_level is None else _level_number(self.max_level)
+
+
+def _level_number(level: str | int) -> int:
+    return level if isinstance(level, int) else logging.getLevelNamesMapping()[level]
 
 
 Format = Annotated[
@@ -207,7 +237,10 @@ class FileSinkConfig(_SinkConfig, frozen=True, kw_only=True, tag="file"):
 
     path: Annotated[
         FilePath,
-        Meta(description="The live file, relative to --dir or the working directory; no two sinks share one."),
+        Meta(
+            description="The live file, relative to --dir or the working directory; with {app} {host} {logger} "
+            "{process} {level} {date} in it, a file for each.",
+        ),
     ]
     format: Format = "json"
     max_bytes: Annotated[
@@ -219,13 +252,46 @@ class FileSinkConfig(_SinkConfig, frozen=True, kw_only=True, tag="file"):
     ] = ""
     # 10,000 weeks are 191 years: the next rotation is always a date that Python can tell.
     interval: Annotated[int, Meta(ge=1, le=10_000, description="How many of when from rotation to rotation.")] = 1
+    at_time: Annotated[
+        str,
+        Meta(
+            pattern=r"^(([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?)?$",
+            description='With when = "midnight" or a weekday, the time of day instead of its end; "": its end.',
+            examples=["03:30"],
+        ),
+    ] = ""
+    utc: Annotated[
+        bool, Meta(description="Whether days, also the {date} of a path, are of UTC, not of this place.")
+    ] = False
+    rotate_at_start: Annotated[bool, Meta(description="Whether a start of the server begins a new file.")] = False
     backup_count: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Backups kept; 14 are two weeks of days. 0 keeps all.")
     ] = 14
+    max_age: Annotated[
+        float,
+        Meta(ge=0, le=100 * 366 * DAY_SECONDS, description='Backups older than this go, "30 days" say. 0 keeps them.'),
+    ] = 0.0
+    max_total_bytes: Annotated[
+        int, Meta(ge=0, le=2**50, description="Backups go, the oldest first, until all files are below it. 0: never.")
+    ] = 0
+    min_free_bytes: Annotated[
+        int, Meta(ge=0, le=2**50, description="Backups go, the oldest first, until so much disk is free. 0: never.")
+    ] = 0
     compress: Annotated[
         Literal["", "gzip", "zstd"],
         Meta(description='How backups are compressed; "": not, so that grep reads them.'),
     ] = ""
+    max_open_files: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Of a path with fields, files open at once, two descriptors each."),
+    ] = 256
+    max_routes: Annotated[
+        int, Meta(ge=1, le=1_000_000, description='Of a path with fields, files in all; more records go to "_other".')
+    ] = 1024
+    reorder_window: Annotated[
+        float,
+        Meta(ge=0, le=60, description='Records wait so long to be sorted by time, "200 ms" say. 0: as they come.'),
+    ] = 0.0
     durability: Annotated[
         Literal["written", "fsynced"],
         Meta(description='What an ack survives: "written" the end of the server, "fsynced" a power cut too.'),
@@ -329,7 +395,9 @@ def parse(
     return config
 
 
-def accepts(level_number: int, loggers: Iterable[str]) -> Callable[[str, int], bool]:
+def accepts(
+    level_number: int, loggers: Iterable[str], max_level_number: float = math.inf
+) -> Callable[[str, int], bool]:
     """Return a predicate on (logger name, level number): does a sink with these settings take the record?
 
     A name in ``loggers`` stands for that logger and all below it, as in ``logging`` itself; none stands for all.
@@ -337,7 +405,7 @@ def accepts(level_number: int, loggers: Iterable[str]) -> Callable[[str, int], b
     prefixes = tuple(f"{name}." for name in loggers)
 
     def accept(name: str, levelno: int) -> bool:
-        return levelno >= level_number and (not prefixes or f"{name}.".startswith(prefixes))
+        return level_number <= levelno <= max_level_number and (not prefixes or f"{name}.".startswith(prefixes))
 
     return accept
 
@@ -350,7 +418,9 @@ def json_schema() -> dict[str, Any]:
         for key, described in definition["properties"].items():
             if key.endswith("_bytes"):
                 described["type"] = ["integer", "string"]
-            elif key == "level":
+            elif key in _DURATIONS:
+                described["type"] = ["number", "string"]
+            elif key in {"level", "max_level"}:
                 names = described["anyOf"][0]["enum"]
                 names.extend([name.lower() for name in names])
     schema["$defs"]["FileSinkConfig"]["required"].remove("type")
@@ -378,6 +448,22 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 # k, M and G as logrotate has them, the IEC and SI names for who wants to be exact.
 _SIZE = re.compile(r"(\d+)\s*(b|[kmg](?:ib|b)?)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+_UNITS_OF_TIME = {"", "S", "M", "H", "D"}
+_DURATIONS = {"max_age", "reorder_window"}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII)
+_UNIT_SECONDS = {
+    unit: seconds
+    for units, seconds in (
+        ("ms", 0.001),
+        ("s sec second seconds", 1.0),
+        ("m min minute minutes", 60.0),
+        ("h hour hours", 3_600.0),
+        ("d day days", float(DAY_SECONDS)),
+        ("w week weeks", 7.0 * DAY_SECONDS),
+    )
+    for unit in units.split()
+} | {"": 1.0}
 
 # What the other formats would pass over in silence: a template without format = "text" is a mistake.
 _TEXT_ONLY = {
@@ -511,50 +597,71 @@ def _value(section: _Section, key: str, setting: _Setting, wanted: Any, default:
 
 
 def _canonical(key: str, value: object) -> object:
-    """Read a size with its unit, and a level in lower case; return all else, right or wrong, as it is."""
+    """Read a size or a duration with its unit, and a level in lower case; return all else, right or wrong, as it is."""
     if isinstance(value, str):
         if key.endswith("_bytes") and (size := _SIZE.fullmatch(value.strip())):
             return int(size[1]) * _UNITS.get((size[2] or "").lower(), 1)
-        if key == "level":
+        if key in _DURATIONS and (duration := _DURATION.fullmatch(value.strip().lower())):
+            seconds = _UNIT_SECONDS.get(duration[2])
+            return value if seconds is None else float(duration[1]) * seconds
+        if key in {"level", "max_level"}:
             return value.upper()
+    if key == "at_time" and isinstance(value, time):  # TOML has a type for that
+        return value.isoformat(timespec="seconds")
     return value
 
 
 def _refuse_contradictions(config: Config, tables: _Tables) -> None:
     """Raise for settings that are right alone and wrong together."""
     server, http = config.server, config.http
-
-    def refuse(text: str, *settings: tuple[_Section, str]) -> None:
-        # Who said it, each once; a default says nothing.
-        said = (tables.get(section, {}).get(key) for section, key in settings)
-        raise ConfigError(f"{' and '.join(dict.fromkeys(one.origin for one in said if one))}: {text}")
-
     if server.token and server.token_file:
         text = "[server] has a token and a token_file. Remove one of them."
-        refuse(text, (("server",), "token"), (("server",), "token_file"))
+        raise _contradiction(tables, text, (("server",), "token"), (("server",), "token_file"))
     if server.max_inflight_bytes < server.max_frame_bytes:
         text = "[server] max_inflight_bytes has no room for one frame of max_frame_bytes. Raise it."
-        refuse(text, (("server",), "max_inflight_bytes"), (("server",), "max_frame_bytes"))
+        raise _contradiction(tables, text, (("server",), "max_inflight_bytes"), (("server",), "max_frame_bytes"))
     if http.enabled and http.port and (http.host, http.port) == (server.host, server.port):
         text = f"[server] and [http] both want port {http.port} of {_name(http.host)}. Change one of them."
-        refuse(text, *(((section,), key) for section in ("server", "http") for key in ("port", "host")))
+        both = [((section,), key) for section in ("server", "http") for key in ("port", "host")]
+        raise _contradiction(tables, text, *both)
 
-    owners: dict[str, _Section] = {}
+    templates: dict[_Section, PathTemplate] = {}
     for name, sink in config.sinks.items():
         section = ("sinks", name)
-        for key, default in _TEXT_ONLY.items():
-            if sink.format != "text" and getattr(sink, key) != default:
-                text = f'{key} is not for format = "{sink.format}". Set format = "text", or remove {key}.'
-                refuse(f"{_header(section)} {text}", (section, key), (section, "format"))
+        for text, *keys in _contradictions_of(sink):
+            raise _contradiction(tables, f"{_header(section)} {text}", *((section, key) for key in keys))
         if isinstance(sink, StdoutSinkConfig):
             continue
+        try:
+            templates[section] = PathTemplate(os.path.normpath(sink.path))
+        except ConfigError as error:
+            raise _contradiction(tables, f"{_header(section)} {error}", (section, "path")) from None
+        for other, template in list(templates.items())[:-1]:
+            if template.may_meet(templates[section]):
+                both_have = "both have path =" if template.text == templates[section].text else "may both write"
+                text = f"{both_have} {_show(sink.path)}. Give each a file of its own."
+                text = f"{_header(other)} and {_header(section)} {text}"
+                raise _contradiction(tables, text, (other, "path"), (section, "path"))
+
+
+def _contradiction(tables: _Tables, text: str, *settings: tuple[_Section, str]) -> ConfigError:
+    # Who said it, each once; a default says nothing.
+    said = (tables.get(section, {}).get(key) for section, key in settings)
+    return ConfigError(f"{' and '.join(dict.fromkeys(one.origin for one in said if one))}: {text}")
+
+
+def _contradictions_of(sink: SinkConfig) -> Iterator[tuple[str, ...]]:
+    """Yield what is wrong with a sink in itself, and the keys that say so."""
+    for key, default in _TEXT_ONLY.items():
+        if sink.format != "text" and getattr(sink, key) != default:
+            yield f'{key} is not for format = "{sink.format}". Set format = "text", or remove {key}.', key, "format"
+    if sink.max_level_number < sink.level_number:
+        yield "has a max_level below its level, so that it takes nothing. Exchange them.", "level", "max_level"
+    if isinstance(sink, FileSinkConfig):
         if sink.interval != 1 and not sink.when:
-            text = 'has an interval but no when. Say of what (when = "H"), or remove interval.'
-            refuse(f"{_header(section)} {text}", (section, "interval"), (section, "when"))
-        owner = owners.setdefault(os.path.normpath(sink.path), section)
-        if owner != section:
-            text = f"both have path = {_show(sink.path)}. Give each a file of its own."
-            refuse(f"{_header(owner)} and {_header(section)} {text}", (owner, "path"), (section, "path"))
+            yield 'has an interval but no when. Say of what (when = "H"), or remove interval.', "interval", "when"
+        if sink.at_time and sink.when in _UNITS_OF_TIME:
+            yield 'has an at_time, a moment of a day. Set when = "midnight", or remove at_time.', "at_time", "when"
 
 
 def _read(path: Path, what_to_do: str) -> str:
@@ -640,6 +747,8 @@ def _expected(key: str, kind: inspect.Type) -> str:
             text = f'a size such as 2097152 or "2 MiB", from {_show_size(low)} to {_show_size(high)}'
         case inspect.IntType(ge=low, le=high):
             text = f"a whole number from {low} to {high}"
+        case inspect.FloatType(ge=low, le=high) if key in _DURATIONS:
+            text = f'a duration such as 3600 or "1 h", from {low} to {high} seconds'
         case inspect.FloatType(ge=low, le=high):
             text = f"a number of seconds from {low} to {high}"
         case inspect.VarTupleType():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from aiolog.errors import ConfigError, reason
 from aiolog.record import Source, WireRecord
@@ -100,6 +100,17 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Finish and let go. Never raises for what it could not finish; it says so."""
+
+
+@runtime_checkable
+class Rotates(Protocol):
+    """What a sink of files can do besides."""
+
+    async def rotate(self) -> list[str]:
+        """Begin new files now; returns the names of the backups. Raises OSError, ConfigError or ValueError."""
+
+    async def look(self) -> None:
+        """Do what is due although nobody writes, and follow live files that somebody else renamed."""
 
 
 class Missed:
@@ -193,12 +204,16 @@ class Lane:
             self._writing = group
             await self._commit(group)
             self._writing = []
-            for delivery in group:
-                self.written_records += len(delivery.records)
-                if self.blocks:
-                    delivery.committed()
+            self._finish(group)
             if not self._queue:
                 self._rest.set()
+
+    def _finish(self, group: Sequence[Delivery]) -> None:
+        """Count deliveries as committed."""
+        for delivery in group:
+            self.written_records += len(delivery.records)
+            if self.blocks:
+                delivery.committed()
 
     async def _commit(self, group: list[Delivery]) -> None:
         """Write the group, again and again until the sink takes it: it is acked then and not before."""

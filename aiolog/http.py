@@ -1,12 +1,16 @@
 """Health and metrics over HTTP, for people, probes and Prometheus.
 
-It reads what the server and the lanes count, at the moment it is asked. It changes nothing, and must never know a
-sink's class: of a sink it shows the counters that it has.
+It reads what the server and the lanes count, at the moment it is asked, and must never know a sink's class: of a sink
+it shows the counters that it has, and asks it to rotate if it can. What changes something takes a header that no page
+of a browser can send unasked (:data:`ASKED_HEADER`; the Fetch standard's "CORS-safelisted request-header"), and the
+server's token, if there is one.
 
 ====================  ====================================================================================
 ``GET /``             what there is to see, as text
 ``GET /health``       200 ``{"status": "ok", …}``; 503 with ``"draining"``, or with ``"failing"`` and the
                       ``sinks`` that cannot write and hold up the acks
+``POST /rotate``      rotate the file sinks now, or those that ``sink`` names, as often as it is given; 200 with
+                      the backups of each, 404 for a name that is none, 409 with what failed
 ``GET /metrics``      the text format of Prometheus, or OpenMetrics where the client accepts it
 ====================  ====================================================================================
 """
@@ -22,8 +26,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from aiolog import __version__
+from aiolog.control import ASKED_HEADER
 from aiolog.errors import ConfigError, reason
-from aiolog.fanout import Lane
+from aiolog.fanout import Lane, Rotates
 from aiolog.server import Server
 
 CLOSE_SECONDS = 0.5  # for an answer under way at the end; what scrapes comes again
@@ -32,6 +37,7 @@ INDEX = f"""aiolog {__version__}
 
 /health    200 when records are taken and written, 503 when not
 /metrics   counters and gauges for Prometheus
+/rotate    POST, as `aiolog rotate` does: begin new files now
 """
 
 # Of the server: the metric, the attribute of Server.counts, and what it says.
@@ -53,6 +59,7 @@ _SINK_COUNTERS = (
     ("aiolog_sink_records_refused", "records_dropped", "Records dropped in the sink, whose reader was gone."),
     ("aiolog_sink_write_errors", "write_errors", "Writes that the system refused."),
     ("aiolog_sink_rotations", "rotations", "Backups made."),
+    ("aiolog_sink_backups_removed", "backups_removed", "Backups that retention removed."),
 )
 
 
@@ -66,7 +73,12 @@ class HttpServer:
         ProcessCollector(registry=self._registry)
         app = web.Application()
         app.add_routes(
-            [web.get("/", self._index), web.get("/health", self._health), web.get("/metrics", self._metrics)]
+            [
+                web.get("/", self._index),
+                web.get("/health", self._health),
+                web.get("/metrics", self._metrics),
+                web.post("/rotate", self._rotate),
+            ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
 
@@ -107,6 +119,27 @@ class HttpServer:
                 "records": self._server.counts.records,
             }
         )
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if ASKED_HEADER not in request.headers or not self._server.may_enter(token):
+            return web.json_response({"error": f"this needs the header {ASKED_HEADER}, and the token"}, status=403)
+        lanes = self._server.fanout.lanes
+        can = {name: lane.sink for name, lane in lanes.items() if isinstance(lane.sink, Rotates)}
+        names = request.query.getall("sink", [*can])
+        if unknown := [name for name in names if name not in can]:
+            text = f"no file sink is named {', '.join(unknown)}; there are {', '.join(can) or 'none'}"
+            return web.json_response({"error": text}, status=404)
+        made: dict[str, list[str]] = {}
+        failed: list[str] = []
+        for name in dict.fromkeys(names):
+            try:
+                made[name] = await can[name].rotate()
+            except (OSError, ConfigError, ValueError) as error:
+                failed.append(f"sink {name} cannot rotate: {reason(error)}")
+        if failed:
+            return web.json_response({"error": "; ".join(failed), "rotated": made}, status=409)
+        return web.json_response({"rotated": made})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

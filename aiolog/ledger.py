@@ -31,7 +31,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -185,7 +185,7 @@ class Ledger:
         self.doubtful: list[Entry] = []  # what read() found announced, and nothing that proves it completed
         self.settled: Entry | None = None  # the last entry that ended all doubt
         self.is_damaged = False  # it was there, and could not all be read
-        self._path = path
+        self.path = path
         self._synced = synced
         self._ttl_seconds = ttl_seconds
         self._max_sessions = max_sessions
@@ -199,6 +199,7 @@ class Ledger:
         self._announced: tuple[Entry, int] | None = None
         self._is_void = False  # whether what stands behind the end is nothing that counts
         self._compact_at = COMPACT_BYTES
+        self._resting_inode: int | None = None
 
     # -- any thread
 
@@ -219,11 +220,11 @@ class Ledger:
         """
         self._marks, self._seen_at, self.doubtful, self.settled, self.is_damaged = {}, {}, [], None, False
         try:
-            data = self._path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._warn(f"cannot read {self._path}: {reason(error)}.")
+            self._warn(f"cannot read {self.path}: {reason(error)}.")
             self.is_damaged = True
             return True
         end = len(MAGIC)
@@ -291,7 +292,7 @@ class Ledger:
                 self._compact(inode, size)
             except OSError as error:  # no inode for a second file, say, where the first can still grow
                 self._compact_at = 2 * self._end
-                self._warn(f"cannot shorten {self._path} now: {reason(error)}. It grows on meanwhile.")
+                self._warn(f"cannot shorten {self.path} now: {reason(error)}. It grows on meanwhile.")
                 self._settle(inode, size)
         else:
             self._settle(inode, size)
@@ -299,7 +300,7 @@ class Ledger:
     def _is_in_place(self) -> bool:
         """Whether what we write to is what a restart would read."""
         try:
-            return self._path.lstat().st_ino == os.fstat(self._descriptor).st_ino
+            return self.path.lstat().st_ino == os.fstat(self._descriptor).st_ino
         except OSError:
             return False
 
@@ -307,6 +308,34 @@ class Ledger:
     def is_long(self) -> bool:
         """Whether it is time for a :meth:`settle`, which makes it short again."""
         return self._end >= self._compact_at
+
+    def inherit(self, marks: Mapping[bytes, int]) -> None:
+        """Take over what another ledger knew, of a file that this one's continues. Before :meth:`settle`."""
+        now = self._clock()
+        for session, seq in marks.items():
+            self._advance(session, seq, now)
+
+    @property
+    def marks(self) -> Mapping[bytes, int]:
+        """The last seq that was dealt with, of each session that is known."""
+        return self._marks
+
+    def rest(self) -> None:
+        """Let go of the file, and remember it: :meth:`wake` goes on with it, if it is still the same."""
+        if self._descriptor >= 0 and self._is_in_place():
+            self._resting_inode = os.fstat(self._descriptor).st_ino
+        self.close()
+
+    def wake(self) -> None:
+        """Open the file again; where it is another by now, the next :meth:`settle` begins a new one."""
+        inode, self._resting_inode = self._resting_inode, None
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            status = os.fstat(descriptor)
+            if status.st_ino == inode and status.st_size >= self._end:
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -355,7 +384,7 @@ class Ledger:
             for session, seq in self._marks.items()
         )
         data = MAGIC + encode(Entry(MARKS, now, inode, size, 0, 0, marks))
-        new = self._path.with_name(self._path.name + ".new")
+        new = self.path.with_name(self.path.name + ".new")
         with suppress(FileNotFoundError):
             new.unlink()
         descriptor = os.open(new, _OPEN_FLAGS | os.O_EXCL, FILE_MODE)
@@ -366,10 +395,10 @@ class Ledger:
             if is_synced:
                 os.fdatasync(descriptor)
             crash.point("compact_tmp")
-            new.replace(self._path)
+            new.replace(self.path)
             crash.point("compact_renamed")
             if is_synced:
-                sync_directory(self._path.parent)
+                sync_directory(self.path.parent)
         except BaseException:
             os.close(descriptor)
             new.unlink(missing_ok=True)

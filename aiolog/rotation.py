@@ -1,7 +1,7 @@
 """When a log file is rotated, what its backup is called, and which backups may go.
 
 It knows names, sizes in bytes and moments in seconds since the epoch, all handed in. It must never know a
-directory, a descriptor or a clock: what it says is done by :mod:`aiolog.sinks.file`.
+directory, a descriptor or a clock: what it says is done by :mod:`aiolog.livefile` and :mod:`aiolog.backups`.
 
 The configured path is always the live file. A backup is named after it::
 
@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
+from itertools import groupby
 from typing import NamedTuple
 
 from aiolog.errors import ConfigError
@@ -50,14 +51,16 @@ class Schedule:
 
     ``when`` is ``S``, ``M``, ``H`` or ``D``: ``interval`` of these after the last moment; ``midnight``: at the end
     of every ``interval``-th day; ``W0`` (Monday) to ``W6``: at the end of that day in every ``interval``-th week.
-    Case does not matter. Days are those of the local time zone and begin when its calendar says so, also where
-    the clocks change.
+    ``at_time``, for these two, is the moment of the day in place of its end. Case does not matter. Days are those of
+    the local time zone, or with ``utc`` of UTC, and begin when its calendar says so, also where the clocks change.
 
-    Raises ``ConfigError`` for another ``when``, or an ``interval`` outside 1 to 10,000.
+    Raises ``ConfigError`` for another ``when``, an ``interval`` outside 1 to 10,000, or an ``at_time`` without a day.
     """
 
     when: str
     interval: int = 1
+    at_time: time | None = None
+    utc: bool = False
 
     def __post_init__(self) -> None:
         when = self.when.upper()
@@ -67,6 +70,10 @@ class Schedule:
             )
         if not 1 <= self.interval <= MAX_INTERVAL:
             raise ConfigError(f"interval = {self.interval} cannot be kept. Use 1 to {MAX_INTERVAL}.")
+        if self.at_time is not None and when not in _DAYS:
+            raise ConfigError(
+                f"at_time is a moment of a day, and when = {self.when!r} is none. Use midnight, W0 to W6."
+            )
         object.__setattr__(self, "when", when)
 
     def next_after(self, seconds: float) -> float:
@@ -77,16 +84,31 @@ class Schedule:
         """
         if unit_seconds := _UNIT_SECONDS.get(self.when):
             return seconds + self.interval * unit_seconds
-        # Naive on purpose: the arithmetic of the wall clock, whose changes timestamp() knows.
-        now = datetime.fromtimestamp(math.floor(seconds))  # noqa: DTZ006
-        today = now.replace(hour=0, minute=0, second=0, fold=0)
-        days = self.interval * _DAYS[self.when]
+        # Naive on purpose where days are local: the arithmetic of the wall clock, whose changes timestamp() knows.
+        now = datetime.fromtimestamp(math.floor(seconds), UTC if self.utc else None)
+        at = now.replace(hour=0, minute=0, second=0, fold=0)
+        if self.at_time is not None:
+            at = at.replace(hour=self.at_time.hour, minute=self.at_time.minute, second=self.at_time.second)
+        days = self.interval * _DAYS[self.when] - _DAYS[self.when]
+        weekday = now.weekday()
+        if self.at_time is None:
+            days += 1  # at the end of the day, and that is its own
+        elif now.time() >= at.time():
+            days, weekday = days + 1, (weekday + 1) % 7
         if self.when != "MIDNIGHT":
-            days += (int(self.when[1]) - today.weekday()) % 7 - 6
-        midnight = today + timedelta(days=days)
-        moment = midnight.timestamp()
-        # Where clocks went back over midnight (St. John's until 2011), it comes twice, and once may be past.
-        return moment if moment > seconds else midnight.replace(fold=1).timestamp()
+            days += (int(self.when[1]) - weekday) % 7
+        at += timedelta(days=days)
+        moment = at.timestamp()
+        # Where clocks went back over it (over midnight in St. John's until 2011), it comes twice, and once may be past.
+        return moment if moment > seconds else at.replace(fold=1).timestamp()
+
+
+class Rotation(NamedTuple):
+    """When a live file is rotated: beyond ``max_bytes`` (0: never by size), by ``schedule``, ``at_start``."""
+
+    max_bytes: int = 0
+    schedule: Schedule | None = None
+    at_start: bool = False
 
 
 def due(size_bytes: int, incoming_bytes: int, max_bytes: int, now: float, rotate_at: float | None) -> bool:
@@ -114,6 +136,16 @@ def parse_backup(live_name: str, name: str) -> Backup | None:
     return Backup(name, stamp, int(counter), suffix or "")
 
 
+def split_backup(name: str) -> tuple[str, Backup] | None:
+    """Take a name apart whose live file is not known: that file's name and the backup; None for what is no backup."""
+    match = _TAIL.search(name)
+    while match is not None:
+        if match.end() == len(name) and match.start() and (backup := parse_backup(name[: match.start()], name)):
+            return name[: match.start()], backup
+        match = _TAIL.search(name, match.start() + 1)
+    return None
+
+
 def next_backup(live_name: str, now: float, existing: Iterable[str]) -> str:
     """Return the name for the next backup: later in order than all ``existing`` names, and none of them.
 
@@ -129,14 +161,55 @@ def next_backup(live_name: str, now: float, existing: Iterable[str]) -> str:
     return f"{live_name}.{stamp_text(stamp)}.{counter:04d}"
 
 
-def expired(live_name: str, names: Iterable[str], backup_count: int) -> list[str]:
-    """Return which of ``names`` retention removes to keep ``backup_count`` backups, the oldest first.
+class Aged(NamedTuple):
+    """One rotation's worth of records on the disk: a backup, with its compressed twin where both are there."""
 
-    A backup and its compressed twin count as one. A ``backup_count`` of 0 keeps all, as in the standard library.
+    stamp: int  # of the rotation, seconds since the epoch
+    names: tuple[str, ...]
+    size_bytes: int
+
+
+def aged(live_name: str, sizes: Mapping[str, int]) -> list[Aged]:
+    """Return the backups among files, the oldest first; ``sizes`` are theirs in bytes, by name."""
+    backups = sorted(_parsed(live_name, sizes), key=lambda backup: backup[1:])
+    return [
+        Aged(stamp, names := tuple(backup.name for backup in twins), sum(sizes[name] for name in names))
+        for (stamp, _), twins in groupby(backups, key=lambda backup: backup[1:3])
+    ]
+
+
+class Retention(NamedTuple):
+    """Which backups are kept; 0 is no bound. What is still written to is never removed.
+
+    ``backup_count``: at most so many. ``max_age_seconds``: since their rotation. ``max_total_bytes``: of all of them
+    and the live file. ``min_free_bytes``: left on the disk.
     """
-    backups = sorted(_parsed(live_name, names), key=lambda backup: backup[1:])
-    kept = sorted({backup[1:3] for backup in backups})[-backup_count:] if backup_count else []
-    return [backup.name for backup in backups if kept and backup[1:3] < kept[0]]
+
+    backup_count: int = 0
+    max_age_seconds: float = 0
+    max_total_bytes: int = 0
+    min_free_bytes: int = 0
+
+    def expired(
+        self, backups: Sequence[Aged], *, now: float, live_bytes: int = 0, free_bytes: int = 0
+    ) -> list[tuple[Aged, str]]:
+        """Return which of ``backups`` (the oldest first) are to be removed, the oldest first, and by which bound."""
+        removed: list[tuple[Aged, str]] = []
+        total_bytes = live_bytes + sum(backup.size_bytes for backup in backups)
+        for left, backup in zip(range(len(backups), 0, -1), backups, strict=True):
+            bounds = {
+                "backup_count": 0 < self.backup_count < left,
+                "max_age": 0 < self.max_age_seconds < now - backup.stamp,
+                "max_total_bytes": 0 < self.max_total_bytes < total_bytes,
+                "min_free_bytes": free_bytes < self.min_free_bytes,
+            }
+            bound = next((name for name, is_passed in bounds.items() if is_passed), "")
+            if not bound:
+                break  # those after it are younger, and in fewer company
+            removed.append((backup, bound))
+            total_bytes -= backup.size_bytes
+            free_bytes += backup.size_bytes
+        return removed
 
 
 def stamp_text(stamp: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import ipaddress
 import logging
 import os
@@ -21,6 +22,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -29,18 +31,24 @@ from aiolog import formatting, recovery
 from aiolog.config import Config, FileSinkConfig, ServerConfig, SinkConfig, StdoutSinkConfig, accepts
 from aiolog.connection import Limits
 from aiolog.errors import ConfigError, reason
-from aiolog.fanout import Fanout, Lane, Sink
+from aiolog.fanout import Fanout, Lane, Rotates, Sink
+from aiolog.filters import Filtered, compile_filter
 from aiolog.formatting import Format
 from aiolog.http import HttpServer
+from aiolog.livefile import Keeping
+from aiolog.ordering import OrderedLane
 from aiolog.record import Site
 from aiolog.report import Report
-from aiolog.rotation import Schedule
+from aiolog.rotation import Retention, Rotation, Schedule
+from aiolog.routing import PathTemplate
 from aiolog.server import Server
 from aiolog.sinks import SinkThread
 from aiolog.sinks.file import FileSink
+from aiolog.sinks.routed import RoutedFileSink
 from aiolog.sinks.stdout import StdoutSink, wants_color
 
 STDERR, STDOUT = 2, 1
+MAX_SIGNALS = 8  # that wait their turn, so that a storm of them is none of reloads
 RECOVER_SECONDS = 5.0  # between two looks for what killed processes left
 OWN_LOGGER = "aiolog"  # of the server's own records: they say what was lost, so no sink's filter keeps them out
 CONSOLE_DRAIN_SECONDS = 0.5  # for sinks that may drop: a person sees the last lines, a stuck reader delays little
@@ -88,22 +96,26 @@ def notify(state: str) -> None:
 
 def format_of(config: SinkConfig) -> Format:
     """Compile the format of a sink. Raises ConfigError for a template that is none."""
-    takes = accepts(config.level_number, config.loggers)
+    takes = accepts(config.level_number, config.loggers, config.max_level_number)
 
     def accepted(site: Site) -> bool:
         return takes(site.name, site.levelno) or site.name == OWN_LOGGER
 
     if config.format == "json":
-        return formatting.json_lines(accepts=accepted)
-    if config.format == "logfmt":
-        return formatting.logfmt(accepts=accepted)
-    return formatting.text(
-        config.template,
-        style=config.style,
-        datefmt=config.datefmt,
-        escaping=config.escaping,
-        accepts=accepted,
-    )
+        made = formatting.json_lines(accepts=accepted)
+    elif config.format == "logfmt":
+        made = formatting.logfmt(accepts=accepted)
+    else:
+        made = formatting.text(
+            config.template,
+            style=config.style,
+            datefmt=config.datefmt,
+            escaping=config.escaping,
+            accepts=accepted,
+        )
+    if not config.apps and not config.filter:
+        return made
+    return Filtered(made, config.apps, compile_filter(config.filter) if config.filter else None, always=OWN_LOGGER)
 
 
 def sink_of(name: str, config: SinkConfig, server: ServerConfig, directory: Path, warn: Callable[[str], None]) -> Sink:
@@ -113,20 +125,31 @@ def sink_of(name: str, config: SinkConfig, server: ServerConfig, directory: Path
         if isinstance(config, StdoutSinkConfig):
             color = config.color == "always" or (config.color == "auto" and wants_color(os.isatty(STDOUT), os.environ))
             return StdoutSink(name, compiled, descriptor=STDOUT, color=color)
-        schedule = Schedule(config.when, config.interval) if config.when else None
+        at_time = dt.time.fromisoformat(config.at_time) if config.at_time else None
+        schedule = Schedule(config.when, config.interval, at_time, config.utc) if config.when else None
+        template = PathTemplate(config.path)
     except ConfigError as error:
         raise ConfigError(f"[sinks.{name}] {error}") from error
-    return FileSink(
-        name,
-        directory / config.path,
-        compiled,
-        max_bytes=config.max_bytes,
-        schedule=schedule,
-        backup_count=config.backup_count,
-        compress=config.compress,
-        durability=config.durability,
+    keeping = Keeping(
+        Rotation(config.max_bytes, schedule, config.rotate_at_start),
+        Retention(config.backup_count, config.max_age, config.max_total_bytes, config.min_free_bytes),
+        config.compress,
+        config.durability,
         session_ttl_seconds=server.session_ttl_seconds,
         max_sessions=server.max_sessions,
+    )
+    if template.is_plain:
+        path = directory / template.root / template.fallback
+        return FileSink(name, path, compiled, keeping, clock=time.time, warn=warn)
+    return RoutedFileSink(
+        name,
+        template,
+        directory,
+        compiled,
+        keeping,
+        max_open_files=config.max_open_files,
+        max_routes=config.max_routes,
+        utc=config.utc,
         clock=time.time,
         warn=warn,
     )
@@ -199,15 +222,15 @@ class Service:
         Raises ConfigError when a sink or a listener cannot be opened.
         """
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(signum, self._take_signal, loop, signum)
         logging.basicConfig(handlers=[_OwnLog(self._report)], level=logging.WARNING)
         try:
             await self._fanout.open(self._lanes(self._config.sinks))
             await self._listen()
             notify("READY=1")
-            while await self._signals.get() == signal.SIGHUP:
-                await self._reload()
+            while (asked := await self._signals.get()) in (signal.SIGHUP, signal.SIGUSR1):
+                await (self._reload() if asked == signal.SIGHUP else self._reopen())
             await self._drain()
             summary = self._summary()
         finally:
@@ -220,8 +243,8 @@ class Service:
         return 0
 
     def _take_signal(self, loop: asyncio.AbstractEventLoop, signum: int) -> None:
-        if signum == signal.SIGHUP:
-            if self._signals.empty():
+        if signum in {signal.SIGHUP, signal.SIGUSR1}:
+            if self._signals.qsize() < MAX_SIGNALS:
                 self._signals.put_nowait(signum)
         elif self._deadline is None:
             # Whatever is under way at this moment, a start or a reload, the end comes in time.
@@ -250,15 +273,14 @@ class Service:
         def warn(text: str) -> None:
             self._report(text[:KIND_CHARS], text)
 
-        return {
-            name: Lane(
-                sink_of(name, sink, self._config.server, self._directory, warn),
-                when_full=sink.when_full,
-                buffer_bytes=sink.buffer_bytes,
-                report=self._report,
-            )
-            for name, sink in sinks.items()
-        }
+        lanes: dict[str, Lane] = {}
+        for name, config in sinks.items():
+            sink = sink_of(name, config, self._config.server, self._directory, warn)
+            kind: Callable[..., Lane] = Lane
+            if isinstance(config, FileSinkConfig) and config.reorder_window:
+                kind = partial(OrderedLane, window_seconds=config.reorder_window, clock=time.time)
+            lanes[name] = kind(sink, when_full=config.when_full, buffer_bytes=config.buffer_bytes, report=self._report)
+        return lanes
 
     async def _recover(self, port: int) -> None:
         """Take in what killed processes left in their spools, now and again; through our own port, as anybody else."""
@@ -335,6 +357,13 @@ class Service:
             if waiting := [*_changes("server", old.server, config.server), *_changes("http", old.http, config.http)]:
                 say(f"aiolog: {', '.join(waiting)} changed too, and need a restart\n")
         notify("READY=1")
+
+    async def _reopen(self) -> None:
+        """Follow live files that somebody else renamed, at once: for the postrotate script of logrotate."""
+        for lane in list(self._fanout.lanes.values()):
+            if isinstance(lane.sink, Rotates):
+                await lane.sink.look()
+        say("aiolog: looked for files that were renamed, and went on in new ones\n")
 
     # -- the end
 

@@ -40,7 +40,7 @@ assert handler.stats()["acked"] == count, handler.stats()
 SERVER = """
 import sys
 if sys.argv.pop(1) == "without":
-    import aiolog.sinks.file as file
+    import aiolog.livefile as file
 
     class NoLedger:
         doubtful, settled, is_damaged, is_long = [], None, False, False

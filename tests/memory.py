@@ -20,9 +20,11 @@ from typing import Any
 
 from aiolog.connection import Connection, Limits
 from aiolog.fanout import Fanout, Lane
+from aiolog.livefile import Keeping
 from aiolog.protocol import FROM_SERVER, VERSION, Decoder, Define, Hello, batch_frame, encode, pack_record
 from aiolog.record import attributes
 from aiolog.report import Report
+from aiolog.rotation import Retention, Rotation
 from aiolog.server import Server
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -40,6 +42,12 @@ LIMITS = Limits(
 )
 SITE = ["app", 20, "INFO", "/app.py", "app.py", "app", 1, "main"]
 DEFINE = encode(Define([SITE, [1, "MainThread"]]))
+
+
+def kept(compress: Any = "", durability: Any = "written", **bounds: Any) -> Keeping:
+    """Return how a file sink keeps its files: rotation and retention by the names of their bounds."""
+    rotation = {name: bounds.pop(name) for name in Rotation._fields if name in bounds}
+    return Keeping(Rotation(**rotation), Retention(**bounds), compress, durability)
 
 
 def batch(first_seq: int, *messages: str, dropped: int = 0, created: float = 1.5) -> bytes:

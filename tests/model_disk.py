@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from aiolog import backups as backups_module
+from aiolog import livefile as livefile_module
 from aiolog.sinks import file as file_module
 
 _unlink, _ftruncate = os.unlink, os.ftruncate  # for the disk's own work, which is none of the sinks'
@@ -319,7 +321,8 @@ def patched(hand: Callable[[str], Executor]) -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
             patch.setattr(os, name, _patched(name))
-        patch.setattr(file_module, "open", _open_stream, raising=False)
+        for module in (livefile_module, backups_module):
+            patch.setattr(module, "open", _open_stream, raising=False)
         patch.setattr(file_module, "SinkThread", hand)
         yield patch
 

@@ -20,8 +20,10 @@ LAYERS = """
     record        |                                                      |
     rotation      | errors                                               |
     ledger        | errors crash                                         |
-    config        | errors                                               | msgspec
+    routing       | errors                                               |
+    config        | errors routing                                       | msgspec
     formatting    | errors record                                        |
+    filters       | errors record                                        |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
     spool         | errors crash protocol backlog                        |
@@ -29,19 +31,26 @@ LAYERS = """
     recovery      | errors crash spool sender                            |
     handler       | record protocol backlog spool sender recovery        |
     fanout        | errors report record                                 |
+    ordering      | report record fanout                                 |
     sinks         | record fanout                                        |
-    sinks.file    | errors crash record rotation formatting ledger       | aiofiles compression backports
-                  | fanout sinks                                         |
+    backups       | errors crash rotation ledger                         | compression backports
+    livefile      | errors crash rotation ledger backups                 |
+    sinks.file    | errors formatting livefile fanout sinks              | aiofiles
+    sinks.routed  | errors record rotation routing formatting backups    | aiofiles
+                  | livefile fanout sinks sinks.file                     |
     sinks.stdout  | errors record formatting fanout sinks                | aiofiles
     connection    | errors crash report record protocol fanout           |
     server        | errors report record protocol fanout connection      |
-    http          | errors fanout server                                 | aiohttp prometheus_client
-    service       | errors report record rotation config formatting      | msgspec uvloop
-                  | fanout sinks sinks.file sinks.stdout connection      |
+    control       | errors config                                        |
+    http          | errors control fanout server                         | aiohttp prometheus_client
+    service       | errors report record rotation routing config         | msgspec uvloop
+                  | formatting filters livefile fanout ordering sinks    |
+                  | sinks.file sinks.routed sinks.stdout connection      |
                   | server http recovery                                 |
     probe         | errors protocol                                      |
     demo          | errors rotation handler probe                        | rich compression backports
-    cli           | errors config recovery handler service probe demo    | click rich
+    cli           | errors config recovery handler service control       | click rich
+                  | probe demo                                           |
 """
 ALLOWED: dict[str, set[str]] = {}
 LIBRARIES: dict[str, set[str]] = {}
@@ -52,9 +61,12 @@ for row in LAYERS.strip().splitlines():
     LIBRARIES.setdefault(name, set()).update(libraries.split())
 ORDER = list(ALLOWED)
 
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "formatting", "config", "report"}
-IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
-CONVERSIONS = {"formatting": {"localtime", "strftime"}}  # of IMPURE, and yet they only convert what they are given
+PURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config", "report"}
+IMPURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config", "report"}
+CONVERSIONS = {
+    "formatting": {"localtime", "strftime"},
+    "routing": {"gmtime", "strftime"},
+}  # of IMPURE, and yet they only convert what they are given
 BOTH_SIDES = {"service", "cli"}  # may know the server as well as the sinks
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import kept
 
 from aiolog import formatting, ledger
 from aiolog.fanout import Delivery
@@ -327,7 +328,9 @@ def deliveries(counts) -> list[Delivery]:
 
 async def killed_at(directory: Path, kind: str, batches: list[Delivery], call: int, fraction=1.0, *, max_bytes=0):
     """Write groups of two batches; die in the ``call``-th write, having done a part. Returns how many came back."""
-    sink = FileSink("app", directory / "app.log", FORMATS[kind], max_bytes=max_bytes, clock=lambda: 1.0, warn=print)
+    sink = FileSink(
+        "app", directory / "app.log", FORMATS[kind], kept(max_bytes=max_bytes), clock=lambda: 1.0, warn=print
+    )
     await sink.open()
     left, done = [call], 0
 
@@ -351,10 +354,10 @@ async def killed_at(directory: Path, kind: str, batches: list[Delivery], call: i
                 await sink.write(batches[done : done + 2])
                 done += 2
     # The process is gone: its descriptors are closed, and nothing else happens.
-    for descriptor in (sink._live._descriptor, sink._ledger._descriptor):
+    for descriptor in (sink._live._descriptor, sink._live.ledger._descriptor):
         if descriptor >= 0:
             os.close(descriptor)
-    sink._live._descriptor = sink._ledger._descriptor = -1
+    sink._live._descriptor = sink._live.ledger._descriptor = -1
     sink._thread.shutdown()
     return done
 
@@ -363,7 +366,7 @@ async def resumed(directory: Path, kind: str, batches: list[Delivery], done: int
     """Start again and send what was not acked, as clients do: from the least mark on, in batches of other sizes."""
     said = []
     sink = FileSink(
-        "app", directory / "app.log", FORMATS[kind], max_bytes=max_bytes, clock=lambda: 2.0, warn=said.append
+        "app", directory / "app.log", FORMATS[kind], kept(max_bytes=max_bytes), clock=lambda: 2.0, warn=said.append
     )
     await sink.open()
     for batch in batches[done:]:

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from memory import kept
 from model_disk import Disk, Hand, patched
 
 from aiolog import formatting, ledger
@@ -187,9 +188,7 @@ class Host:
                 name,
                 self.disk.logs / f"{name}.log",
                 form,
-                max_bytes=model.max_bytes,
-                compress=model.compress,
-                durability=model.durability,
+                kept(max_bytes=model.max_bytes, compress=model.compress, durability=model.durability),
                 clock=lambda: model.now,
                 warn=lambda text: report(text[:40], text),
             )
@@ -605,7 +604,7 @@ class Life(RuleBasedStateMachine):
     def stick(self, name, what, backups):
         """A disk that does not answer, or does again."""
         if not self.host.is_dead:
-            hand = self.host.hands[f"aiolog-backups-{name}.log" if backups else f"aiolog-{name}"]
+            hand = self.host.hands[f"aiolog-backups-{name}" if backups else f"aiolog-{name}"]
             if what == "let":
                 hand.let()
                 self.host.run()

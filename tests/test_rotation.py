@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aiolog.errors import ConfigError
-from aiolog.rotation import Backup, Schedule, due, expired, next_backup, parse_backup, stamp_text
+from aiolog.rotation import Aged, Backup, Retention, Schedule, aged, due, next_backup, parse_backup, stamp_text
 
 MORNING = 1_795_420_862  # 2026-11-23T08:01:02Z
 WHEN = ["S", "M", "H", "D", "midnight", *(f"W{day}" for day in range(7))]
@@ -36,6 +36,12 @@ def zone(request, monkeypatch):
     yield request.param
     monkeypatch.undo()
     time.tzset()
+
+
+def gone(live_name, names, **bounds):
+    """Return which names retention removes, all files being of one byte."""
+    removed = Retention(**bounds).expired(aged(live_name, dict.fromkeys(names, 1)), now=MORNING)
+    return [name for backup, _ in removed for name in backup.names]
 
 
 # -- names
@@ -120,30 +126,83 @@ def test_a_name_is_parsed_back(live_name, stamp, counter, suffix):
 def test_a_name_that_is_not_exactly_a_backups_is_nobodys(name):
     """Only the exact form is a backup; all else is left alone by naming and by retention."""
     assert parse_backup("app.log", name) is None
-    assert expired("app.log", [name, "app.log.20261123T080102Z.0000"], 1) == []
+    assert gone("app.log", [name, "app.log.20261123T080102Z.0000"], backup_count=1) == []
 
 
 # -- retention
 
 
-def test_retention_keeps_the_newest_and_removes_the_oldest_first():
+def test_retention_by_count_removes_the_oldest_first():
     """Of three backups with a count of one the two older go, in their order."""
     early, late = stamp_text(MORNING - 9), stamp_text(MORNING)
     names = [f"a.{late}.0001", f"a.{early}.0000.gz", f"a.{late}.0000"]
-    assert expired("a", names, 1) == [names[1], names[2]]
-    assert expired("a", names, 3) == []
+    assert gone("a", names, backup_count=1) == [names[1], names[2]]
+    assert gone("a", names, backup_count=3) == []
 
 
 def test_a_backup_and_its_twin_count_as_one():
     """Between the end of a compression and the removal of its source nothing is removed in excess, or left."""
     old, new = f"a.{stamp_text(MORNING)}.0000", f"a.{stamp_text(MORNING)}.0001"
-    assert expired("a", [old, new, new + ".zst"], 2) == []
-    assert expired("a", [old, old + ".zst", new], 1) == [old, old + ".zst"]
+    assert gone("a", [old, new, new + ".zst"], backup_count=2) == []
+    assert gone("a", [old, old + ".zst", new], backup_count=1) == [old, old + ".zst"]
 
 
-def test_a_count_of_zero_keeps_everything():
-    """As backupCount does in the standard library."""
-    assert expired("a", [f"a.{stamp_text(MORNING + i)}.0000" for i in range(9)], 0) == []
+def test_without_bounds_everything_is_kept():
+    """As with a backupCount of 0 in the standard library."""
+    assert gone("a", [f"a.{stamp_text(MORNING + i)}.0000" for i in range(9)]) == []
+
+
+BACKUPS = [Aged(MORNING + n, (f"a.{n}",), 10 * (n + 1)) for n in range(4)]  # 10, 20, 30 and 40 bytes
+
+
+@pytest.mark.parametrize(
+    ("retention", "kwargs", "expected"),
+    [
+        (Retention(max_age_seconds=5), {"now": MORNING + 6.5}, ["max_age", "max_age"]),
+        (Retention(max_age_seconds=5), {"now": MORNING + 5}, []),  # exactly as old is not too old
+        (Retention(max_age_seconds=5), {"now": MORNING - 999}, []),  # a clock that was set back
+        (Retention(max_total_bytes=75), {"live_bytes": 5}, ["max_total_bytes", "max_total_bytes"]),
+        (Retention(max_total_bytes=105), {"live_bytes": 5}, []),
+        (Retention(max_total_bytes=1), {"live_bytes": 5}, ["max_total_bytes"] * 4),  # the live file stays all the same
+        (Retention(min_free_bytes=100), {"free_bytes": 75}, ["min_free_bytes", "min_free_bytes"]),
+        (Retention(min_free_bytes=100), {"free_bytes": 100}, []),
+        (Retention(min_free_bytes=10**9), {"free_bytes": 0}, ["min_free_bytes"] * 4),
+        (Retention(3, 5, 70, 100), {"now": MORNING + 5.5, "free_bytes": 100}, ["backup_count", "max_total_bytes"]),
+    ],
+)
+def test_each_bound_of_retention(retention, kwargs, expected):
+    """The oldest go until every bound holds, each by the first bound that asked for it, and none beyond that."""
+    removed = retention.expired(BACKUPS, **{"now": MORNING, **kwargs})
+    assert [backup for backup, _ in removed] == BACKUPS[: len(expected)]
+    assert [bound for _, bound in removed] == expected
+
+
+@given(
+    sizes=st.lists(st.integers(1, 100), max_size=20),
+    count=st.integers(0, 10),
+    age=st.integers(0, 30),
+    total=st.integers(0, 500),
+    min_free=st.integers(0, 500),
+    free=st.integers(0, 500),
+)
+def test_retention_removes_what_it_must_and_no_more(sizes, count, age, total, min_free, free):  # noqa: PLR0917
+    """After it every bound holds, as far as there are backups; with the youngest one back, some would not."""
+    backups = [Aged(MORNING + n, (str(n),), size) for n, size in enumerate(sizes)]
+    now = MORNING + len(sizes)
+
+    def holds(kept):
+        freed = sum(sizes) - sum(backup.size_bytes for backup in kept)
+        return (
+            (not count or len(kept) <= count)
+            and (not age or all(now - backup.stamp <= age for backup in kept))
+            and (not total or 7 + sum(backup.size_bytes for backup in kept) <= total)
+            and free + freed >= min_free
+        )
+
+    removed = Retention(count, age, total, min_free).expired(backups, now=now, live_bytes=7, free_bytes=free)
+    assert [backup for backup, _ in removed] == backups[: len(removed)]
+    assert holds(backups[len(removed) :]) or len(removed) == len(backups)
+    assert not removed or not holds(backups[len(removed) - 1 :])
 
 
 # -- size
@@ -192,14 +251,22 @@ def test_the_longest_interval_has_a_next_moment(when):
 
 @pytest.mark.parametrize("zone", HOUR_ZONES, indirect=True)
 @one_zone
-@given(moment=moments, when=st.sampled_from(WHEN), interval=st.integers(min_value=1, max_value=9))
-def test_the_schedule_equals_timed_rotating_file_handler(zone, tmp_path, moment, when, interval):
+@given(
+    moment=moments,
+    when=st.sampled_from(WHEN),
+    interval=st.integers(min_value=1, max_value=9),
+    at_time=st.none() | st.times(timezones=st.none()).map(lambda at: at.replace(microsecond=0, fold=0)),
+    utc=st.booleans(),
+)
+def test_the_schedule_equals_timed_rotating_file_handler(zone, tmp_path, moment, when, interval, at_time, utc):  # noqa: PLR0917
     """The next moment is the one of CPython 3.13; of older ones where no change of clocks lies between."""
     older = sys.version_info < (3, 13)
-    if older and when not in {"S", "M", "H", "D"}:
+    if when in {"S", "M", "H", "D"}:
+        at_time = None
+    elif older:
         interval = 1  # they ignored it here
-    handler = TimedRotatingFileHandler(tmp_path / "log", when, interval, delay=True)
-    ours, theirs = Schedule(when, interval).next_after(moment), handler.computeRollover(moment)
+    handler = TimedRotatingFileHandler(tmp_path / "log", when, interval, delay=True, utc=utc, atTime=at_time)
+    ours, theirs = Schedule(when, interval, at_time, utc).next_after(moment), handler.computeRollover(moment)
     assume(not older or time.localtime(ours).tm_isdst == time.localtime(moment).tm_isdst)
     assert ours == theirs
 

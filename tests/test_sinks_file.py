@@ -21,14 +21,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory import kept
 
+from aiolog import backups as backups_module
 from aiolog import formatting
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
+from aiolog.livefile import ROTATION_RETRY_SECONDS
 from aiolog.record import Source
 from aiolog.rotation import Schedule, parse_backup
 from aiolog.sinks import file
-from aiolog.sinks.file import ROTATION_RETRY_SECONDS, FileSink
+from aiolog.sinks.file import FileSink
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -99,7 +102,7 @@ def mode_of(path: Path) -> int:
 
 async def settled(sink: FileSink) -> None:
     """Wait until retention and compression have nothing to do."""
-    while (last := sink._backups._last) and not last.done():
+    while (last := sink._live.backups._last) and not last.done():
         await asyncio.wrap_future(last)
 
 
@@ -171,7 +174,7 @@ async def opened(path, clock, warnings):
     sinks = []
 
     async def open_sink(at: Path = path, **settings) -> FileSink:
-        sink = FileSink("app", at, MESSAGE, clock=clock, warn=warnings.append, **settings)
+        sink = FileSink("app", at, MESSAGE, kept(**settings), clock=clock, warn=warnings.append)
         sinks.append(sink)
         await sink.open()
         return sink
@@ -420,7 +423,7 @@ async def test_a_link_that_is_swapped_in_during_a_rotation_is_not_followed(opene
 
     monkeypatch.setattr(os, "rename", rename_and_swap)
     await sink.write([deliver("a", "b", "c")])
-    sink._backups.tend()
+    sink._live.backups.tend()
     await settled(sink)
     await sink.write([deliver("d")])
     assert target.read_text() == "root"
@@ -794,8 +797,8 @@ async def test_retention_touches_nothing_of_others(opened, path, tmp_path):
 @pytest.mark.timeout(10)
 async def test_close_does_not_wait_for_a_long_compression(opened, path, tmp_path, monkeypatch):
     """It is stopped, leaves nothing half, and is done at the next start."""
-    monkeypatch.setattr(file, "COMPRESS_CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(file, "COMPRESS_BLOCK_BYTES", 1)
+    monkeypatch.setattr(backups_module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(backups_module, "FRAME_BYTES", 1)
     old = tmp_path / "app.log.20200101T000000Z.0000"
     old.write_bytes(random.Random(1).randbytes(5_000_000))
     sink = await opened(compress="gzip")
@@ -838,8 +841,8 @@ def test_every_record_once_and_in_order(max_bytes, steps):
         path, clock, expected, number = directory / "app.log", Clock(), [], 0
 
         def new() -> FileSink:
-            return FileSink("app", path, MESSAGE, max_bytes=max_bytes, schedule=Schedule("H"), compress="gzip",
-                            durability="fsynced", clock=clock, warn=lambda _text: None)  # fmt: skip
+            keeping = kept(max_bytes=max_bytes, schedule=Schedule("H"), compress="gzip", durability="fsynced")
+            return FileSink("app", path, MESSAGE, keeping, clock=clock, warn=lambda _text: None)
 
         sink = new()
         await sink.open()
