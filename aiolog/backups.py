@@ -37,6 +37,7 @@ FRAME_BYTES = 4 << 20  # 5 ms of zstd, 25 of gzip: how soon a compression notice
 CLOSE_SECONDS = 2.0  # what close() waits for compression; an unfinished one is redone at the next start
 PARTIAL = ".tmp"  # ends the name of a compressed backup that is not whole yet
 NICE = 10  # of the thread: compression takes what the rest leaves, on a machine that is busy
+MAX_UNCOMPRESSED = 8  # backups that may wait for it before max_total_bytes counts them as they are
 COMPRESSIONS = 1  # at once, over all sinks: of two cores one is always left for the log
 
 CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -111,10 +112,16 @@ class Backups:
         self._expire(self._retention._replace(max_total_bytes=0))
         if suffix := SUFFIXES[self._compress]:
             for name in sorted(self._listed()):
-                backup = parse_backup(self._path.name, name)
-                if backup and not backup.suffix and not self._stopping.is_set():
+                if self._is_plain(name) and not self._stopping.is_set():
                     _try("compress", name, partial(self._compress_backup, name, name + suffix), self._warn)
-        self._expire(self._retention)
+        # Of what was rotated meanwhile the next call knows the true size; but the bound is not put off for ever.
+        if self._queued and sum(map(self._is_plain, self._listed())) <= MAX_UNCOMPRESSED:
+            return
+        self._expire(Retention(max_total_bytes=self._retention.max_total_bytes))
+
+    def _is_plain(self, name: str) -> bool:
+        backup = parse_backup(self._path.name, name)
+        return backup is not None and not backup.suffix
 
     def _listed(self) -> list[str]:
         with self.names:

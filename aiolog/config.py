@@ -260,9 +260,7 @@ class FileSinkConfig(_SinkConfig, frozen=True, kw_only=True, tag="file"):
             examples=["03:30"],
         ),
     ] = ""
-    utc: Annotated[
-        bool, Meta(description="Whether days, also the {date} of a path, are of UTC, not of this place.")
-    ] = False
+    utc: Annotated[bool, Meta(description="Whether days, also the {date} of a path, are of UTC.")] = False
     rotate_at_start: Annotated[bool, Meta(description="Whether a start of the server begins a new file.")] = False
     backup_count: Annotated[
         int, Meta(ge=0, le=1_000_000, description="Backups kept; 14 are two weeks of days. 0 keeps all.")

@@ -185,6 +185,7 @@ class LiveFile:
         else:
             self.path.unlink()
         self._finish(self.ledger.close)
+        self.backups.live = None
         self.backups.tend()
 
     def append(self, parts: Sequence[Part]) -> None:

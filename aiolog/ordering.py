@@ -2,7 +2,7 @@
 
 A record waits until its time stamp is ``window_seconds`` old, and those of all processes that wait are merged. What
 comes later than that is late, and stands where it can; records of one process never change their order, whatever their
-stamps say. A stamp of the future counts as the moment of arrival, or one wrong clock would hold up its process for ever.
+stamps say. A stamp of the future counts as the moment of arrival: a wrong clock must not hold up its process for ever.
 
 The guarantees are those of every lane: a delivery is acked when the last of its records is committed. Knows asyncio and
 lanes; knows no sink and no format.

@@ -29,7 +29,7 @@ from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
 from aiolog.livefile import ROTATION_RETRY_SECONDS
 from aiolog.record import Source
-from aiolog.rotation import Schedule, parse_backup
+from aiolog.rotation import Schedule, parse_backup, stamp_text
 from aiolog.sinks import file
 from aiolog.sinks.file import FileSink
 
@@ -320,6 +320,23 @@ async def test_a_directory_that_cannot_be_written_is_refused(opened, path, monke
         await opened()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be who is refused")
+@pytest.mark.parametrize(
+    ("mode", "owner", "allowed"), [(0o755, 0, True), (0o1777, 0, True), (0o777, 0, False), (0o755, 1, False)]
+)
+async def test_root_does_not_write_where_others_may_rename(opened, tmp_path, mode, owner, allowed):
+    """Whoever may rename there could put a link in the place of a log (CVE-2016-1247)."""
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    directory.chmod(mode)
+    os.chown(directory, owner, owner)
+    if allowed:
+        await opened(directory / "app.log")
+    else:
+        with pytest.raises(ConfigError, match=r"may rename files in .*mode 0750.*runs as root does not write there"):
+            await opened(directory / "app.log")
+
+
 async def test_two_sinks_cannot_have_one_file(opened, path):
     """The second is refused while the first lives, and welcome after it."""
     first = await opened()
@@ -461,6 +478,60 @@ async def test_after_a_restart_the_last_write_says_what_is_due(opened, path):
         await sink.write([deliver("new")])
         await sink.close()
         assert len(backups(path)) == count
+
+
+async def test_rotation_on_demand(opened, path, clock):
+    """What stands in the file becomes a backup now; with nothing in it there is nothing to do."""
+    sink = await opened()
+    assert await sink.rotate() == []
+    await sink.write([deliver("a")])
+    clock.now += 5
+    (name,) = await sink.rotate()
+    assert name == f"app.log.{stamp_text(int(clock.now))}.0000"
+    await sink.write([deliver("b")])
+    assert text_of(path) == "b\n"
+    assert all_lines(path) == ["a", "b"]
+
+
+async def test_rotation_at_start(opened, path):
+    """A server that begins leaves what an earlier one wrote in a file of its own; an empty one it goes on with."""
+    sink = await opened(at_start=True)
+    await sink.write([deliver("a")])
+    await sink.close()
+    await (await opened(at_start=True)).write([deliver("b")])
+    assert text_of(path) == "b\n"
+    assert len(backups(path)) == 1
+
+
+async def test_what_is_due_is_done_though_nobody_writes(opened, path, clock):
+    """The end of a day, and a name that somebody took away, do not wait for the next record."""
+    sink = await opened(schedule=Schedule("H"), max_age_seconds=86_400)
+    await sink.write([deliver("a")])
+    await sink.look()
+    assert len(backups(path)) == 0
+    clock.now += 3_601
+    await sink.look()
+    assert len(backups(path)) == 1
+    clock.now += 3_601
+    await sink.look()
+    assert len(backups(path)) == 1  # an empty file is never rotated
+    path.rename(path.with_name("moved"))
+    await sink.look()
+    assert path.read_text() == ""
+    clock.now += 86_400
+    await sink.look()
+    await settled(sink)
+    assert backups(path) == []
+    assert sink.backups_removed == 1
+
+
+async def test_a_look_needs_no_file(path, clock, warnings):
+    """Before it is open, and after it is closed, there is nothing to look at."""
+    sink = FileSink("app", path, MESSAGE, clock=clock, warn=warnings.append)
+    await sink.look()
+    await sink.close()
+    assert not path.exists()
+    assert warnings == []
 
 
 async def test_an_empty_file_is_never_rotated(opened, path, clock):
@@ -776,6 +847,53 @@ async def test_retention_keeps_the_newest(opened, path, compress):
     await sink.write([deliver(*"0123456789")])
     await settled(sink)
     assert all_lines(path) == list("6789")
+
+
+@pytest.mark.parametrize("compress", ["", "zstd"])
+async def test_retention_by_bytes_counts_what_is_there(opened, path, compress):
+    """The live file counts; and what fits when it is compressed is not removed before."""
+    sink = await opened(max_bytes=2_000, max_total_bytes=10_000, compress=compress)
+    for _ in range(20):
+        await sink.write([deliver(*("x" * 99 for _ in range(20)))])
+        await settled(sink)
+    total_bytes = sum(p.stat().st_size for p in [path, *backups(path)])
+    assert total_bytes <= 10_000
+    assert len(all_lines(path)) == (400 if compress else 100)
+
+
+async def test_retention_by_free_disk_removes_and_says_so(opened, path, warnings, monkeypatch):
+    """The oldest go until there is room, never the live file; the operator hears of it."""
+    free = [10_000]
+    monkeypatch.setattr(backups_module, "free_on", lambda _directory: free[0])
+    sink = await opened(max_bytes=2, min_free_bytes=1_000)
+    await sink.write([deliver(*"0123456789")])
+    await settled(sink)
+    assert len(backups(path)) == 9
+    assert warnings == []
+    free[0] = 994  # three backups of two bytes make up for it
+    await sink.look()
+    await settled(sink)
+    assert all_lines(path) == list("3456789")
+    assert "3 backups (6 bytes) were removed before their time" in warnings[0]
+    free[0] = 0
+    await sink.look()
+    await settled(sink)
+    assert all_lines(path) == ["9"]
+    await sink.look()
+    await settled(sink)
+    assert "there is no backup to remove" in warnings[-1]
+
+
+async def test_a_compressed_backup_is_a_row_of_frames(opened, path, monkeypatch):
+    """Each frame can be read alone, so that a damaged one costs itself; a reader of the format joins them."""
+    monkeypatch.setattr(backups_module, "FRAME_BYTES", 1_000)
+    sink = await opened(max_bytes=3_000, compress="zstd")
+    await sink.write([deliver(*("x" * 99 for _ in range(60)))])
+    await settled(sink)
+    data = backups(path)[0].read_bytes()
+    frames = data.split(b"\x28\xb5\x2f\xfd")[1:]
+    assert len(frames) == 3
+    assert [len(zstd.decompress(b"\x28\xb5\x2f\xfd" + frame)) for frame in frames] == [1_000] * 3
 
 
 async def test_retention_touches_nothing_of_others(opened, path, tmp_path):
