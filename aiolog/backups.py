@@ -82,7 +82,7 @@ class Backups:
         # One under way and one that sees all that came after it: that is the bound of the queue.
         if not self._queued and not self._stopping.is_set():
             self._queued = True
-            self._last = self._thread.submit(self._tend)
+            self._last = self._thread.submit(self.tend_now)
 
     async def close(self) -> None:
         """Wait for the work, but not long: what is interrupted is done again at the next start."""
@@ -99,7 +99,8 @@ class Backups:
 
     # -- in the thread
 
-    def _tend(self) -> None:
+    def tend_now(self) -> None:
+        """Do the work; in the thread that was lent."""
         self._queued = False
         if threading.current_thread() is not threading.main_thread():
             with suppress(OSError):

@@ -169,6 +169,7 @@ class Ledger:
 
     ``synced``: each entry is on the disk before :meth:`announce` returns. ``clock``: seconds since the epoch. Marks
     older than ``ttl_seconds`` go at a compaction, and the oldest beyond ``max_sessions``. ``warn`` takes a sentence.
+    ``syncs_first`` is for who asks after a power cut what it took; of many small ledgers nobody does.
     All methods but :meth:`mark` and :meth:`forget` are the sink's thread's.
     """
 
@@ -181,12 +182,14 @@ class Ledger:
         max_sessions: int,
         clock: Callable[[], float],
         warn: Callable[[str], None],
+        syncs_first: bool = True,
     ) -> None:
         self.doubtful: list[Entry] = []  # what read() found announced, and nothing that proves it completed
         self.settled: Entry | None = None  # the last entry that ended all doubt
         self.is_damaged = False  # it was there, and could not all be read
         self.path = path
         self._synced = synced
+        self._syncs_first = syncs_first
         self._ttl_seconds = ttl_seconds
         self._max_sessions = max_sessions
         self._clock = clock
@@ -372,10 +375,10 @@ class Ledger:
     def _compact(self, inode: int, size: int) -> None:
         """Write the marks into a new ledger, and put it in the place of the old one.
 
-        The first one of a process is put on the disk in any case: whoever was acked something before a power cut
-        is then known to have been there.
+        With ``syncs_first`` the first one of a process is put on the disk in any case: whoever was acked something
+        before a power cut is then known to have been there.
         """
-        now, is_synced = self._clock(), self._synced or self._descriptor < 0
+        now, is_synced = self._clock(), self._synced or (self._syncs_first and self._descriptor < 0)
         leaving = tuple(self._leaving)
         self._drop(leaving)
         self._expire(now)

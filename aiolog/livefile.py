@@ -55,6 +55,7 @@ class Keeping(NamedTuple):
     durability: Literal["written", "fsynced"] = "written"
     session_ttl_seconds: float = SESSION_TTL_SECONDS
     max_sessions: int = MAX_SESSIONS
+    is_one_of_many: bool = False  # its sink sees to all backups, and nobody asks it what a power cut took
 
 
 class Part(NamedTuple):
@@ -101,10 +102,12 @@ class LiveFile:
             max_sessions=keeping.max_sessions,
             clock=clock,
             warn=warn,
+            syncs_first=not keeping.is_one_of_many,
         )
         self.backups = Backups(path, keeping.retention, keeping.compress, backups_thread, clock=clock, warn=warn)
         self.path = path
         self._rotation = keeping.rotation
+        self._is_one_of_many = keeping.is_one_of_many
         self._whole_records = whole_records
         self._fsynced = fsynced
         self._clock = clock
@@ -142,7 +145,8 @@ class LiveFile:
         else:
             if before is None and self._rotation.at_start and self._size:
                 self._rotate(now)
-        self.backups.tend()
+        if not self._is_one_of_many:
+            self.backups.tend()
 
     def look(self) -> None:
         """Do what is due although nobody writes: follow a file that was moved away, rotate by time, keep retention."""
@@ -153,7 +157,8 @@ class LiveFile:
             self._prepare(now)
             if due(self._size, 0, 0, now, self._rotate_at) and not self._held(now):
                 self._rotate(now)
-        self.backups.tend()
+        if not self._is_one_of_many:
+            self.backups.tend()
 
     def rotate(self) -> str:
         """Make the live file a backup now; returns its name, "" where there was nothing in it.
@@ -440,7 +445,8 @@ class LiveFile:
             self._hold(now, f"{self.path} was moved away, and {reason(error)}.")
             return
         self._adopt(descriptor, now)
-        self.backups.tend()
+        if not self._is_one_of_many:
+            self.backups.tend()
 
     def _mend_tail(self, now: float) -> None:
         """Move an unfinished last line, of a server that died writing it, into a file of its own.

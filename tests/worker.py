@@ -2,6 +2,7 @@
 
     python worker.py flood PORT WORKER COUNT [--per-second R] [--seconds S] [--flush S] [--buffer-bytes N] [--when-full P]
                            [--spool DIR] [--spool-max-bytes N] [--book FILE]
+    python worker.py names PORT COUNT
     python worker.py pool PORT METHOD TASKS
     python worker.py executor PORT METHOD TASKS
     python worker.py process PORT METHOD TASKS
@@ -52,7 +53,8 @@ def check(message: str) -> tuple[str, int]:
 def logger_to(port: int, **options: object) -> tuple[logging.Logger, AiologHandler]:
     """Return a logger with a handler to the port."""
     options.setdefault("spool_dir", os.environ.get("AIOLOG_TEST_SPOOL"))
-    handler = AiologHandler("127.0.0.1", port, app="test", **options)  # type: ignore[arg-type]
+    options.setdefault("app", "test")
+    handler = AiologHandler("127.0.0.1", port, **options)  # type: ignore[arg-type]
     logger = logging.getLogger("worker")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -104,6 +106,18 @@ def flood(
         "max_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "stats": handler.stats(),
     }
+
+
+def names(port: int, count: int) -> dict[str, object]:
+    """Log COUNT records, each under a name of its own, without making as many loggers."""
+    # A thousand files that a server makes at once may take it longer than the tenth of a second after which calls drop.
+    _, handler = logger_to(port, block_timeout_seconds=5.0)
+    for number in range(count):
+        handler.handle(
+            logging.LogRecord(f"name.{number}", logging.INFO, __file__, 1, body("names", number), None, None, "names")
+        )
+    handler.flush(600)
+    return {"emitted": count, "stats": handler.stats()}
 
 
 def _begin(port: int) -> None:

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from aiofiles.os import wrap
 
-from aiolog.backups import free_on, remove
+from aiolog.backups import PARTIAL, free_on, remove
 from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery
 from aiolog.formatting import Format, whole_records
@@ -76,7 +76,7 @@ class RoutedFileSink:
         self._format = format
         self._template = template
         self._root = (directory / template.root).absolute()
-        self._keeping = keeping
+        self._keeping = keeping._replace(is_one_of_many=True)
         self._max_open_files = max_open_files
         self._max_routes = max_routes
         self._broken_down = gmtime if utc else localtime
@@ -86,8 +86,8 @@ class RoutedFileSink:
         self._backups_thread = SinkThread(f"aiolog-backups-{name}")
         self._lock = -1
         self._date = ""
-        # By path below the root, the one that was written longest ago first.
-        self._files: dict[str, LiveFile] = {}
+        self._files: dict[str, LiveFile] = {}  # by path below the root
+        self._opened: dict[str, LiveFile] = {}  # those of them with descriptors, the one written longest ago first
         self._families: set[str] = set()  # paths without their dates that have a file
         self._barred: set[str] = set()  # those that cannot have one
         self._inherited: dict[str, dict[bytes, int]] = {}  # by family: what the ledgers of other dates know
@@ -284,7 +284,7 @@ class RoutedFileSink:
             elif live.path.is_file():  # it is opened when it is needed
                 self._families.add(family)
                 self._files[path] = live
-                live.backups.tend()
+        self._backups_thread.submit(self._sweep)
 
     def _own(self, directory: Path) -> Iterator[tuple[str, str]]:
         """Yield what this template has made: the paths of live files, which may be gone, and their families.
@@ -329,6 +329,7 @@ class RoutedFileSink:
             marks[session] = max(seq, marks.get(session, 0))
         self._retired = tuple(map(add, self._retired, (live.records_written, live.bytes_written, live.rotations)))
         self._files.pop(path, None)
+        self._opened.pop(path, None)
 
     def _commit(self, parts: Parts) -> bool:
         """Write all parts, or nothing where a file turns out to be none of ours; False then.
@@ -374,8 +375,9 @@ class RoutedFileSink:
 
     def _wake(self, path: str, family: str) -> LiveFile:
         """Return a file, open, and now the last that will have to let go. Raises ``ConfigError`` as opening does."""
-        live = self._files.pop(path, None) or self._make(path)
-        if not live.is_open:
+        live = self._opened.pop(path, None)
+        if live is None:
+            live = self._files.get(path) or self._make(path)
             self._make_room()
             self._confine(path)
             live.open(self._inherited.get(family))
@@ -384,14 +386,14 @@ class RoutedFileSink:
             for ledger in self._old_ledgers.pop(family, ()):
                 if ledger != live.ledger.path:
                     ledger.unlink(missing_ok=True)
-        self._files[path] = live
+            self._files[path] = live
+        self._opened[path] = live
         return live
 
     def _make_room(self) -> None:
         """Let the files go that were written longest ago, until one more may be open."""
-        opened = [live for live in self._files.values() if live.is_open]
-        for live in opened[: max(0, len(opened) + 1 - self._max_open_files)]:
-            live.rest()
+        while len(self._opened) >= self._max_open_files:
+            self._opened.pop(next(iter(self._opened))).rest()
 
     def _confine(self, path: str) -> None:
         """Refuse a path that a link in it would lead elsewhere. Raises ``ConfigError``."""
@@ -416,7 +418,7 @@ class RoutedFileSink:
 
     def _look(self) -> None:
         self._keep_date()
-        for live in list(self._files.values()):
+        for live in list(self._opened.values()):
             live.look()
         now = self._clock()
         if not 0 <= now - self._swept_at < SWEEP_SECONDS:
@@ -424,19 +426,20 @@ class RoutedFileSink:
             self._backups_thread.submit(self._sweep)
 
     def _close(self) -> None:
-        for live in self._files.values():
+        for live in self._opened.values():
             live.close()
         os.close(self._lock)
 
     # -- in the thread of the backups
 
     def _sweep(self) -> None:
-        """Keep the bounds of retention over all files of the template, of whatever day."""
+        """Keep the bounds of retention over all files of the template, of whatever day; compress what was left over."""
         families: dict[str, dict[tuple[int, int], Aged]] = {}
         live_bytes = 0
         for found, _, names in os.walk(self._root):
             below = Path(found).relative_to(self._root)
-            for name in names:
+            self._tend_left_over(below, names)
+            for name in os.listdir(found):  # noqa: PTH208 - names, not paths
                 split = split_backup(name)
                 family = self._template.family((below / (split[0] if split else name)).as_posix())
                 if family is None:
@@ -463,6 +466,17 @@ class RoutedFileSink:
             left, now=now, live_bytes=live_bytes, free_bytes=free_on(self._root)
         )
         self.backups_removed += remove(self._root, expired, None, self._warn)
+
+    def _tend_left_over(self, below: Path, names: Sequence[str]) -> None:
+        """See to backups that an earlier server did not come to compress, or of which it left a half."""
+        left_over = set()
+        for name in names:
+            split = split_backup(name.removesuffix(PARTIAL))
+            if split and (name.endswith(PARTIAL) or (self._keeping.compress and not split[1].suffix)):
+                left_over.add((below / split[0]).as_posix())
+        for path in left_over:
+            if self._template.family(path) is not None:
+                (self._files.get(path) or self._make(path)).backups.tend_now()
 
 
 def _runs(delivery: Delivery) -> Iterator[tuple[Source, Sequence[WireRecord], bytes, int]]:
