@@ -39,6 +39,7 @@ from aiolog.backlog import Backlog
 from aiolog.connection import Connection
 from aiolog.errors import ConfigError
 from aiolog.fanout import Fanout, Lane
+from aiolog.ordering import OrderedLane
 from aiolog.protocol import (
     FROM_SERVER,
     VERSION,
@@ -192,13 +193,17 @@ class Host:
                 clock=lambda: model.now,
                 warn=lambda text: report(text[:40], text),
             )
-        lanes = {
-            name: Lane(sink, when_full="block", buffer_bytes=1, report=report) for name, sink in self.sinks.items()
-        }
+        lanes = {name: self._lane(sink, model, report) for name, sink in self.sinks.items()}
         self.opening = self.do(self.fanout.open(lanes))
         self.run(10)  # what is opened before one that cannot be is closed again
         if not self.is_dead:
             self.opening.result()
+
+    def _lane(self, sink, model, report):
+        common = {"when_full": "block", "buffer_bytes": 1, "report": report}
+        if sink.name == "all" and model.window_seconds:
+            return OrderedLane(sink, **common, window_seconds=model.window_seconds, clock=lambda: model.now)
+        return Lane(sink, **common)
 
     def hand(self, name):
         made = Hand(self.disk, self.loop.stop, held=name.startswith("aiolog-backups"))
@@ -300,10 +305,10 @@ class Client:
         self.sessions += 1
         self.session = f"{self.name}/{self.sessions}".encode().ljust(16, b".")
 
-    def log(self, site, kind):
+    def log(self, site, kind, now):
         """Put one record; returns its number and its text in each file."""
         self.number += 1
-        wire = (1.5 + self.number, site, 2, f"{self.name} {self.number}{KINDS[kind]}")
+        wire = (now + self.number / 100, site, 2, f"{self.name} {self.number}{KINDS[kind]}")
         self.backlog.put(pack_record(wire))
         self.waiting.append(self.number)
         return self.number, {name: form(self.source, [wire])[0] for name, form in FORMATS.items()}
@@ -446,12 +451,16 @@ class Life(RuleBasedStateMachine):
         compress=st.sampled_from(["", "", "gzip"]),
         compact_bytes=st.sampled_from([100, 400, 1 << 20]),
         buffer_bytes=st.sampled_from([2_000, 8_000]),
+        window_seconds=st.sampled_from([0, 0, 0.5, 30]),
     )
-    def begin(self, durability, has_power_cuts, max_bytes, compress, compact_bytes, buffer_bytes):  # noqa: PLR0917
+    def begin(  # noqa: PLR0917
+        self, durability, has_power_cuts, max_bytes, compress, compact_bytes, buffer_bytes, window_seconds
+    ):
         self.durability, self.max_bytes, self.compress = durability, max_bytes, compress
         self.has_power_cuts = has_power_cuts
         self.is_lossy = has_power_cuts and durability == "written"
         self.buffer_bytes = buffer_bytes
+        self.window_seconds = window_seconds
         self.disk = Disk(self.root, remembers=has_power_cuts)
         ledger.COMPACT_BYTES = compact_bytes
         self.now = 1_700_000_000.0
@@ -483,7 +492,7 @@ class Life(RuleBasedStateMachine):
         for n in range(count):
             if client.backlog.is_over:
                 client.drop()
-            record, texts = client.log(site if n % 3 else 1, kind if n % 2 else "plain")
+            record, texts = client.log(site if n % 3 else 1, kind if n % 2 else "plain", self.now)
             for name, text in texts.items():
                 if text:
                     self.texts[name][text.encode()] = client, record
@@ -782,6 +791,9 @@ class Life(RuleBasedStateMachine):
             self._log(client, 1, 1, "plain")  # a repair that found no room is made up for with the next write
         for _ in range(300):
             self._flow(1)
+            if self.window_seconds:  # nothing waits for its time for ever
+                self.now += self.window_seconds
+                self.host.look(self.window_seconds)
             if all(client.backlog.is_empty for client in self.clients):
                 break
         for client in self.clients:
