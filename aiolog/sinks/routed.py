@@ -428,7 +428,8 @@ class RoutedFileSink:
     def _close(self) -> None:
         for live in self._opened.values():
             live.close()
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     # -- in the thread of the backups
 
