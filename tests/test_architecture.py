@@ -21,7 +21,17 @@ LAYERS = """
     rotation      | errors                                               |
     ledger        | errors crash                                         |
     config        | errors                                               | msgspec
-    formatting    | errors record                                        |
+    formats       | record                                               |
+    formats.escaping    | record                                         |
+    formats.layout      | record formats                                 |
+    formats.templates   | errors                                         |
+    formats.text        | errors record formats formats.escaping         |
+                        | formats.layout formats.templates               |
+    formats.schemas     | record                                         |
+    formats.structured  | errors record formats formats.escaping         |
+                        | formats.layout formats.schemas                 |
+    formatting    | record formats formats.escaping formats.schemas      |
+                  | formats.text formats.structured                      |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
     spool         | errors crash protocol backlog                        |
@@ -52,9 +62,13 @@ for row in LAYERS.strip().splitlines():
     LIBRARIES.setdefault(name, set()).update(libraries.split())
 ORDER = list(ALLOWED)
 
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "formatting", "config", "report"}
+FORMATS = {name for name in ALLOWED if name.partition(".")[0] == "formats"}
+PURE = {"errors", "record", "protocol", "backlog", "rotation", "formatting", "config", "report"} | FORMATS
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
-CONVERSIONS = {"formatting": {"localtime", "strftime"}}  # of IMPURE, and yet they only convert what they are given
+CONVERSIONS = {  # of IMPURE, and yet they only convert what they are given
+    "formats.templates": {"localtime", "strftime"},
+    "formats.text": {"localtime", "strftime", "struct_time"},
+}
 BOTH_SIDES = {"service", "cli"}  # may know the server as well as the sinks
 
 
@@ -186,6 +200,14 @@ def test_the_client_needs_nothing_of_the_server(name):
 def test_the_package_itself_is_lazy():
     """``import aiolog`` loads no module of aiolog and none of anybody else's."""
     assert {module for module, _ in imports("", with_type_checking=False)} <= {"__future__", "importlib"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_format_knows_no_sink_and_no_configuration(name):
+    """Formats are reached through their door, and know nobody above it."""
+    assert reachable(name) <= {"errors", "record"} | FORMATS
+    users = {user for user in IN_TABLE if own_imports(user) & FORMATS}
+    assert users <= FORMATS | {"formatting"}
 
 
 def test_names_say_what_is_in_a_file():
