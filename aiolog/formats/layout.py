@@ -84,7 +84,7 @@ def lines(source, records):
                 {finish}
                 add(line)
             except Exception:
-                add(slowly(source, wire))
+                add(layout._slowly(source, wire))
     return made
 """
 
@@ -170,7 +170,6 @@ class Layout:
         )
         namespace: dict[str, Any] = {
             "layout": self,
-            "slowly": self._slowly,
             "window": self._window,
             "all_plain": all_plain,
             "escape": escape,

@@ -39,7 +39,7 @@ _SLOWLY = frozenset({"asctime", "created", "relativeCreated"})  # but a bare asc
 # In the loop: a record of which `rare` changes the line is rebuilt; traceback and stack come after any line.
 _REBUILD_SHOWN = """
                     if not is_hidden(rare.keys()):
-                        add(slowly(source, wire))
+                        add(layout._slowly(source, wire))
                         continue"""
 _APPEND = """
                 if rare is not nothing:
