@@ -23,7 +23,6 @@ from aiolog.record import MALFORMED, SECOND_NS, Site, Source, WireRecord, attrib
 
 DIGITS = tuple(f"{number:03d}" for number in range(1000))  # an index is 4 times as fast as a format
 SECONDS_KEPT = 16  # texts of whole seconds; records of many processes come in nearly the order of their moments
-_APART = 10**12  # nanoseconds above it (1970) and seconds below it (the year 33,658): no window takes the other unit
 _TOGETHER = 64  # records whose messages are looked at together: one that needs escaping costs its neighbours little
 
 
@@ -57,7 +56,7 @@ def lines(source, records):
     threads = source.plans.setdefault(layout.threads, {{}})
     made = []
     add = made.append
-    start = end = 0
+    kind = None
     known = unknown
     for begin in range(0, len(records), together):
         chunk = records[begin : begin + together]
@@ -89,8 +88,10 @@ def lines(source, records):
 """
 
 _TAKE_MOMENT = """
-                if not start <= created < end:
-                    start, end, second, exact = window(created)
+                if type(created) is not kind or not start <= created < end:
+                    start, end, second = window(created)
+                    kind = type(created)
+                    exact = kind is int
                 rest = created - start
                 {unit} = {from_int} if exact else {from_float}"""
 
@@ -183,22 +184,22 @@ class Layout:
         lines: Format = namespace["lines"]
         return lines
 
-    def _window(self, created: Any) -> tuple[float, float, str, bool]:
-        """Return where the second of ``created`` starts and ends, in its own unit, its text, and whether it is an int.
+    def _window(self, created: Any) -> tuple[float, float, str]:
+        """Return where the second of ``created`` starts and ends, in its own unit, and its text.
 
-        Raises ``ValueError`` or ``OverflowError`` for what is no finite number, or far from our time; for a float
-        before 1970 above all, because its milliseconds, in ``logging``, are negative.
+        Raises ``ValueError`` or ``OverflowError`` for what is no finite number, and for a float before 1970: its
+        milliseconds, in ``logging``, are negative.
         """
-        if type(created) is int and created >= _APART:
+        if type(created) is int:
             second = created // SECOND_NS
-            return second * SECOND_NS, (second + 1) * SECOND_NS, self._second(second), True
-        if type(created) is float and 0 <= created < _APART:
+            return second * SECOND_NS, (second + 1) * SECOND_NS, self._second(second)
+        if type(created) is float and created >= 0:
             second = floor(created)
-            return float(second), second + 1.0, self._second(second), False
+            return float(second), second + 1.0, self._second(second)
         raise ValueError("not a plain moment")
 
     def _second(self, second: int) -> str:
-        """Return the text of a whole second since 1970. Raises what it likes for one without a text."""
+        """Return the text of a whole second since 1970. Raises what it likes for one that only the slow way shows."""
         raise NotImplementedError
 
     def _site(self, source: Source, values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -377,7 +377,11 @@ class StructuredLayout(Layout):
         )
 
     def _second(self, second: int) -> str:
-        return f"{self._lead}{_utc_second(second)}." if self._schema.moment == "rfc3339" else f"{self._lead}{second}"
+        if self._schema.moment == "rfc3339":
+            return f"{self._lead}{_utc_second(second)}."
+        if not 1 <= second < INT_MAX // SECOND_NS:
+            raise ValueError("its nanoseconds are none, or not the digits of a second and nine more")
+        return f"{self._lead}{second}"
 
     # -- what is rare, and any record
 

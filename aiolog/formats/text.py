@@ -204,9 +204,10 @@ def _converter(time_zone: str) -> Callable[[int], struct_time]:
 
     def convert(second: int) -> struct_time:
         moment = datetime.fromtimestamp(second, zone)
-        offset = moment.utcoffset()
-        # timetuple() leaves out what %Z and %z show.
-        return struct_time((*moment.timetuple(), moment.tzname(), int(offset.total_seconds()) if offset else 0))
+        offset, is_dst = moment.utcoffset(), moment.dst()
+        # timetuple() leaves out what %Z and %z show, and %z shows nothing where daylight saving is unknown.
+        parts = (*moment.timetuple()[:8], bool(is_dst), moment.tzname(), int(offset.total_seconds()) if offset else 0)
+        return struct_time(parts)
 
     return convert
 
