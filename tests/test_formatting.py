@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -31,6 +32,8 @@ from records import (
     workers,
 )
 
+from aiolog import service
+from aiolog.config import parse
 from aiolog.errors import ConfigError
 from aiolog.formatting import CONTINUATION, ecs, json_lines, logfmt, otel, text, whole_records
 from aiolog.record import STANDARD_ATTRIBUTES, Encoder, Site, Source
@@ -730,3 +733,29 @@ def test_a_real_logger_and_its_formatter_agree(style, template):
     for definition in encoder.definitions:
         source.define(definition)
     assert text(template, style=style, escaping="raw")(source, wire) == expected
+
+
+# -- the examples of the documentation
+
+EXAMPLES = re.findall(
+    r"```toml\n(.*?)```\n```\n(.*?)```\n",
+    (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(("keys", "line"), EXAMPLES, ids=[keys.split("\n")[0] for keys, _ in EXAMPLES])
+def test_the_examples_of_the_documentation(keys, line):
+    """docs/formats.md shows what a server with these keys writes."""
+    sink = parse(f"[sinks.app]\npath = 'x'\n{keys}").sinks["app"]
+    worker = Worker(
+        site=("shop.orders", 40, "ERROR", "/srv/shop/orders.py", "orders.py", "orders", 42, "pay"),
+        message="order 7 failed",
+        process=4711,
+        processName="checkout-1",
+        labels={"env": "prod"},
+        exc_text='Traceback (most recent call last):\n  File "/srv/shop/orders.py", line 42, in pay\nValueError: card',
+        extra={"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "user": "ada"},
+    )
+    assert worker.lines(service.format_of(sink)) == [line] * 3
+    assert len(EXAMPLES) == 7
