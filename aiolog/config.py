@@ -169,10 +169,33 @@ class _SinkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         str | None,
         Meta(description="What asctime is, as for time.strftime; absent: with ms.", examples=["%Y-%m-%d %H:%M:%S"]),
     ] = None
+    time_zone: Annotated[
+        str,
+        Meta(description='Zone of asctime, an IANA name or "UTC"; "": local time.', examples=["Europe/Berlin"]),
+    ] = ""
+    defaults: Annotated[
+        dict[str, str | int | float | bool],
+        Meta(description="What the template shows where a record has no such extra.", examples=[{"user": "-"}]),
+    ] = {}
     escaping: Annotated[
         Literal["safe", "raw"],
         Meta(description='"safe": no message can forge a line or drive a terminal; "raw": as logging.Formatter.'),
     ] = "safe"
+    multiline: Annotated[
+        Literal["indent", "escape"],
+        Meta(description='Further lines of a record: "indent" them by a tab and a bar, or "escape" to one line.'),
+    ] = "indent"
+    fields: Annotated[
+        tuple[str, ...],
+        Meta(description="Which keys a line has, in this order. [] is the usual ones.", examples=[["ts", "msg"]]),
+    ] = ()
+    rename: Annotated[
+        dict[str, str],
+        Meta(description="Other names for keys.", examples=[{"ts": "time", "msg": "message"}]),
+    ] = {}
+    flatten_extras: Annotated[
+        bool, Meta(description="Extras stand beside the other keys, not in an object of their own.")
+    ] = False
     level: Annotated[
         Level | Annotated[int, Meta(ge=0, le=1_000_000)],
         Meta(description="Lowest level taken: a name, or a number for your own levels. NOTSET takes all."),
@@ -219,8 +242,11 @@ def _level_number(level: str | int) -> int:
 
 
 Format = Annotated[
-    Literal["json", "text", "logfmt"],
-    Meta(description='"json": an object a line, for machines; "text": the template; "logfmt": key=value.'),
+    Literal["json", "text", "logfmt", "ecs", "otel"],
+    Meta(
+        description='"json": an object a line; "text": the template; "logfmt": key=value; "ecs", "otel": JSON with '
+        "the keys of Elastic or OpenTelemetry."
+    ),
 ]
 WhenFull = Annotated[
     Literal["block", "drop_newest"],
@@ -463,12 +489,13 @@ _UNIT_SECONDS = {
     for unit in units.split()
 } | {"": 1.0}
 
-# What the other formats would pass over in silence: a template without format = "text" is a mistake.
-_TEXT_ONLY = {
-    field.name: field.default
-    for field in structs.fields(_SinkConfig)
-    if field.name in {"template", "style", "datefmt", "escaping"}
+# What other formats would pass over in silence: a template without format = "text" is a mistake.
+_FORMATS_OF = {
+    **dict.fromkeys(("template", "style", "datefmt", "time_zone", "defaults", "escaping", "multiline"), ("text",)),
+    **dict.fromkeys(("fields", "rename"), ("json", "logfmt", "ecs", "otel")),
+    "flatten_extras": ("json", "ecs"),  # logfmt has no other way, OpenTelemetry no place for them
 }
+_DEFAULTS = {key: getattr(_SinkConfig(), key) for key in _FORMATS_OF}
 
 
 def _document(text: str, origin: str) -> dict[str, Any]:
@@ -650,9 +677,12 @@ def _contradiction(tables: _Tables, text: str, *settings: tuple[_Section, str]) 
 
 def _contradictions_of(sink: SinkConfig) -> Iterator[tuple[str, ...]]:
     """Yield what is wrong with a sink in itself, and the keys that say so."""
-    for key, default in _TEXT_ONLY.items():
-        if sink.format != "text" and getattr(sink, key) != default:
-            yield f'{key} is not for format = "{sink.format}". Set format = "text", or remove {key}.', key, "format"
+    for key, formats in _FORMATS_OF.items():
+        if sink.format not in formats and getattr(sink, key) != _DEFAULTS[key]:
+            text = f'{key} is not for format = "{sink.format}". Set format = "{formats[0]}", or remove {key}.'
+            yield text, key, "format"
+    if sink.escaping == "raw" and sink.multiline != _DEFAULTS["multiline"]:
+        yield 'multiline is not for escaping = "raw". Remove one of them.', "multiline", "escaping"
     if sink.max_level_number < sink.level_number:
         yield "has a max_level below its level, so that it takes nothing. Exchange them.", "level", "max_level"
     if isinstance(sink, FileSinkConfig):
@@ -734,7 +764,7 @@ def _expected(key: str, kind: inspect.Type) -> str:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
             text = _expected(key, inner)
             if extra and "examples" in extra:
-                text += f" such as {json.dumps(extra['examples'][0])}"
+                text += f" such as {_example(extra['examples'][0])}"
         case inspect.UnionType(types=kinds):
             text = " or ".join(_expected(key, one) for one in kinds if not isinstance(one, inspect.NoneType))
         case inspect.LiteralType(values=values):
@@ -751,9 +781,18 @@ def _expected(key: str, kind: inspect.Type) -> str:
             text = f"a number of seconds from {low} to {high}"
         case inspect.VarTupleType():
             text = "a list of text"
+        case inspect.DictType():
+            text = "a table"
         case inspect.StrType(max_length=int(length)):
             text = f"text of at most {length} characters"
     return text
+
+
+def _example(value: object) -> str:
+    """Write an example as TOML does; JSON has the same text and lists, but another table."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {json.dumps(one)}' for key, one in value.items())} }}"
+    return json.dumps(value)
 
 
 def _did_you_mean(typed: str, names: Iterable[str], show: Callable[[str], str] = str) -> str:

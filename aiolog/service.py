@@ -95,27 +95,37 @@ def notify(state: str) -> None:
 
 
 def format_of(config: SinkConfig) -> Format:
-    """Compile the format of a sink. Raises ConfigError for a template that is none."""
+    """Compile the format of a sink. Raises ConfigError for a template, a zone, a key or a filter that is none."""
+    made = _whole_format_of(config)
+    if not config.apps and not config.filter:
+        return made
+    return Filtered(made, config.apps, compile_filter(config.filter) if config.filter else None, always=OWN_LOGGER)
+
+
+def _whole_format_of(config: SinkConfig) -> Format:
     takes = accepts(config.level_number, config.loggers, config.max_level_number)
 
     def accepted(site: Site) -> bool:
         return takes(site.name, site.levelno) or site.name == OWN_LOGGER
 
-    if config.format == "json":
-        made = formatting.json_lines(accepts=accepted)
-    elif config.format == "logfmt":
-        made = formatting.logfmt(accepts=accepted)
-    else:
-        made = formatting.text(
+    if config.format == "text":
+        return formatting.text(
             config.template,
             style=config.style,
             datefmt=config.datefmt,
+            time_zone=config.time_zone,
+            defaults=config.defaults,
             escaping=config.escaping,
+            multiline=config.multiline,
             accepts=accepted,
         )
-    if not config.apps and not config.filter:
-        return made
-    return Filtered(made, config.apps, compile_filter(config.filter) if config.filter else None, always=OWN_LOGGER)
+    fields, rename, flatten_extras = config.fields, config.rename, config.flatten_extras
+    if config.format == "json":
+        return formatting.json_lines(fields=fields, rename=rename, flatten_extras=flatten_extras, accepts=accepted)
+    if config.format == "ecs":
+        return formatting.ecs(fields=fields, rename=rename, flatten_extras=flatten_extras, accepts=accepted)
+    compiled = formatting.otel if config.format == "otel" else formatting.logfmt
+    return compiled(fields=fields, rename=rename, accepts=accepted)
 
 
 def sink_of(name: str, config: SinkConfig, server: ServerConfig, directory: Path, warn: Callable[[str], None]) -> Sink:

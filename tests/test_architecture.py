@@ -22,7 +22,17 @@ LAYERS = """
     ledger        | errors crash                                         |
     routing       | errors                                               |
     config        | errors routing                                       | msgspec
-    formatting    | errors record                                        |
+    formats       | record                                               |
+    formats.escaping    | record                                         |
+    formats.layout      | record formats                                 |
+    formats.templates   | errors                                         |
+    formats.text        | errors record formats formats.escaping         |
+                        | formats.layout formats.templates               |
+    formats.schemas     | record                                         |
+    formats.structured  | errors record formats formats.escaping         |
+                        | formats.layout formats.schemas                 |
+    formatting    | record formats formats.escaping formats.schemas      |
+                  | formats.text formats.structured                      |
     filters       | errors record                                        |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
@@ -61,12 +71,15 @@ for row in LAYERS.strip().splitlines():
     LIBRARIES.setdefault(name, set()).update(libraries.split())
 ORDER = list(ALLOWED)
 
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config", "report"}
-IMPURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config", "report"}
-CONVERSIONS = {
-    "formatting": {"localtime", "strftime"},
+FORMATS = {name for name in ALLOWED if name.partition(".")[0] == "formats"}
+PURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config"}
+PURE |= {"report", *FORMATS}
+IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
+CONVERSIONS = {  # of IMPURE, and yet they only convert what they are given
+    "formats.templates": {"localtime", "strftime"},
     "routing": {"gmtime", "strftime"},
-}  # of IMPURE, and yet they only convert what they are given
+    "formats.text": {"localtime", "strftime", "struct_time"},
+}
 BOTH_SIDES = {"service", "cli"}  # may know the server as well as the sinks
 
 
@@ -198,6 +211,14 @@ def test_the_client_needs_nothing_of_the_server(name):
 def test_the_package_itself_is_lazy():
     """``import aiolog`` loads no module of aiolog and none of anybody else's."""
     assert {module for module, _ in imports("", with_type_checking=False)} <= {"__future__", "importlib"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_format_knows_no_sink_and_no_configuration(name):
+    """Formats are reached through their door, and know nobody above it."""
+    assert reachable(name) <= {"errors", "record"} | FORMATS
+    users = {user for user in IN_TABLE if own_imports(user) & FORMATS}
+    assert users <= FORMATS | {"formatting"}
 
 
 def test_names_say_what_is_in_a_file():

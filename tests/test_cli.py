@@ -480,6 +480,18 @@ def assert_one_sentence(result: subprocess.CompletedProcess[str], code: int) -> 
         ("[server]\nmax_sessions = 0\n", ["wrong.toml", "[server]", "max_sessions", "0"]),
         ("[sinsk.app]\n", ["wrong.toml", "[sinsk]", "[sinks]"]),
         ('[sinks.app]\npath = "a.log"\nformat = "text"\ntemplate = "%(message"\n', ["[sinks.app]", "%(message"]),
+        (
+            '[sinks.app]\npath = "a.log"\nformat = "text"\ntime_zone = "Europe/Berln"\n',
+            ['[sinks.app] time_zone cannot be "Europe/Berln". Did you mean "Europe/Berlin"?'],
+        ),
+        (
+            '[sinks.app]\npath = "a.log"\nfields = ["ts", "lvl"]\n',
+            ['[sinks.app] fields cannot have "lvl". Did you mean "level"?'],
+        ),
+        (
+            '[sinks.app]\npath = "a.log"\nformat = "otel"\nrename = { body = "message" }\n',
+            ['[sinks.app] rename cannot have "body". Did you mean "Body"?'],
+        ),
         ("[server\n", ["wrong.toml", "line 1"]),
     ],
 )

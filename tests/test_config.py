@@ -566,8 +566,10 @@ def test_two_sinks_with_one_file(other):
     assert text.startswith(f'aiolog.toml: [sinks.a] and [sinks.b] both have path = "{other}". Give each')
 
 
-@pytest.mark.parametrize("line", ['template = "x"', 'style = "{"', 'datefmt = "%Y"', 'escaping = "raw"'])
-@pytest.mark.parametrize("shape", ["json", "logfmt"])
+@pytest.mark.parametrize("line", ['template = "x"', 'style = "{"', 'datefmt = "%Y"', 'escaping = "raw"',
+                                  'time_zone = "UTC"', 'defaults = { user = "-" }',
+                                  'multiline = "escape"'])  # fmt: skip
+@pytest.mark.parametrize("shape", ["json", "logfmt", "ecs", "otel"])
 def test_template_without_text(line, shape):
     """What only text lines have is refused elsewhere, where it would do nothing and nobody would know why."""
     key = line.split()[0]
@@ -576,6 +578,47 @@ def test_template_without_text(line, shape):
         f'aiolog.toml: [sinks.app] {key} is not for format = "{shape}". Set format = "text", or remove {key}.'
     )
     assert sink(f"format = 'text'\n{line}").format == "text"
+
+
+@pytest.mark.parametrize(
+    ("line", "shapes"),
+    [
+        ('fields = ["ts"]', {"json", "logfmt", "ecs", "otel"}),
+        ('rename = { ts = "time" }', {"json", "logfmt", "ecs", "otel"}),
+        ("flatten_extras = true", {"json", "ecs"}),
+    ],
+)
+def test_keys_where_there_are_none(line, shapes):
+    """What only lines of keys have is refused where it would do nothing."""
+    key = line.split()[0]
+    for shape in ("text", "json", "logfmt", "ecs", "otel"):
+        if shape in shapes:
+            assert sink(f"format = '{shape}'\n{line}").format == shape
+        else:
+            assert refusal(f"[sinks.app]\npath = 'x'\nformat = '{shape}'\n{line}") == (
+                f'aiolog.toml: [sinks.app] {key} is not for format = "{shape}". Set format = "json", or remove {key}.'
+            )
+
+
+def test_multiline_with_raw():
+    """Raw lines are as they came, so nobody can choose how further ones look."""
+    text = refusal("[sinks.app]\npath = 'x'\nformat = 'text'\nescaping = 'raw'\nmultiline = 'escape'")
+    assert text == 'aiolog.toml: [sinks.app] multiline is not for escaping = "raw". Remove one of them.'
+
+
+def test_tables_of_a_sink():
+    """rename and defaults are tables: inline, under a header of their own, or from the environment."""
+    assert sink('rename = { ts = "time" }').rename == {"ts": "time"}
+    assert sink('[sinks.app.rename]\nts = "time"\nmsg = "message"').rename == {"ts": "time", "msg": "message"}
+    given = sink("", environ={"AIOLOG_SINKS__APP__RENAME": '{ ts = "time" }', "AIOLOG_SINKS__APP__FIELDS": '["ts"]'})
+    assert (given.rename, given.fields) == ({"ts": "time"}, ("ts",))
+    text = "format = 'text'\ndefaults = { user = '-', n = 1, ratio = 0.5, known = true }"
+    assert sink(text).defaults == {"user": "-", "n": 1, "ratio": 0.5, "known": True}
+    assert refusal("[sinks.app]\npath = 'x'\nrename = 'ts'") == (
+        'aiolog.toml: [sinks.app] rename cannot be "ts". Use a table such as { ts = "time", msg = "message" }.'
+    )
+    assert "defaults cannot be {'user': [1]}" in refusal("[sinks.app]\npath = 'x'\ndefaults = { user = [1] }")
+    assert 'Did you mean "ecs"?' in refusal("[sinks.app]\npath = 'x'\nformat = 'esc'")
 
 
 def test_interval_without_when():

@@ -1,0 +1,32 @@
+"""How a record looks in a line: one file a family of formats, and what they share.
+
+A format is a function from the wire records of one source to their texts. It is compiled once, from settings; what
+never changes at one call site is rendered when its first record comes, and a plain record then costs the joining of
+a few strings around its message.
+
+===========  =================================================================================================
+escaping     what a peer may not put into a line
+layout       what is compiled: the loop over a batch, and what it keeps of each site and thread
+templates    templates of ``logging.Formatter``, split into literals and fields
+text         lines by a template
+schemas      which keys a structured line has: our own, Elastic's, OpenTelemetry's
+structured   lines of keys and values, in JSON or logfmt
+===========  =================================================================================================
+
+Nothing here knows files, sockets, bytes or clocks, and nothing raises for what a record holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+from aiolog.record import Site, Source, WireRecord
+
+Format: TypeAlias = Callable[[Source, Sequence[WireRecord]], list[str]]
+"""One text a record, in order and aligned: "" for a record not taken, else all its lines with the last newline."""
+
+Accepts: TypeAlias = Callable[[Site], bool]
+Style: TypeAlias = Literal["%", "{", "$"]
+Escaping: TypeAlias = Literal["safe", "raw"]
+Multiline: TypeAlias = Literal["indent", "escape"]

@@ -1,0 +1,123 @@
+"""Templates of ``logging.Formatter`` in its three styles, split into literals and fields.
+
+It knows what the standard formatter takes and refuses (Lib/logging/__init__.py), and how a field shows any value at
+all; it knows nothing of lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from time import localtime, strftime
+from typing import Any, NamedTuple, TypeAlias
+
+from aiolog.errors import ConfigError
+
+
+class Field(NamedTuple):
+    """A field of a template: the attribute it shows, whether by nothing but ``str``, and how it is rendered."""
+
+    name: str
+    bare: bool
+    render: Callable[[Mapping[str, Any]], str]
+
+
+Piece: TypeAlias = str | Field
+
+_PERCENT_FIELD = re.compile(r"%(?:\((?P<name>[^()]*)\)(?P<conversion>[#0+ -]*\d*(?:\.\d*)?[hlL]?[diouxXeEfFgGcrsa])|%)")
+
+
+def _percent_pieces(template: str) -> Iterator[Piece]:
+    end = 0
+    for match in [*_PERCENT_FIELD.finditer(template), None]:
+        literal = template[end : match.start() if match else None]
+        if "%" in literal:
+            raise ValueError(f"there is a lone % in {literal!r}; write %% for the sign")
+        yield literal
+        if match:
+            end, name = match.end(), match["name"]
+            yield "%" if name is None else Field(name, match["conversion"] == "s", match[0].__mod__)
+
+
+def _brace_pieces(template: str) -> Iterator[Piece]:
+    for literal, field, spec, conversion in string.Formatter().parse(template):
+        yield literal
+        if field is None:
+            continue
+        if spec and "{" in spec:  # it would let a peer choose how much memory a line takes
+            raise ValueError(f"the width of {field!r} may not come from the record; write it as a number")
+        name = re.split(r"[.[]", field, maxsplit=1)[0]
+        whole = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+        yield Field(name, whole == f"{{{name}}}", whole.format_map)
+
+
+def _dollar_pieces(template: str) -> Iterator[Piece]:
+    end = 0
+    for match in string.Template.pattern.finditer(template):
+        yield template[end : match.start()]
+        end, name = match.end(), match["named"] or match["braced"]
+        yield Field(name, bare=True, render=f"%({name})s".__mod__) if name else "$"
+    yield template[end:]
+
+
+_STYLES: dict[str, tuple[Callable[[str], Iterator[Piece]], str]] = {
+    "%": (_percent_pieces, "%(message)s"),
+    "{": (_brace_pieces, "{message}"),
+    "$": (_dollar_pieces, "$message"),
+}
+
+# A record with every attribute in its usual type, to try a template on.
+_SAMPLE = {
+    **logging.LogRecord("", 0, "", 0, "", None, None).__dict__,
+    **dict.fromkeys(("message", "asctime", "taskName", "exc_text", "stack_info", "funcName", "processName"), ""),
+    **dict.fromkeys(("process", "thread"), 0),
+}
+
+
+def parse(template: str, style: str, datefmt: str | None, defaults: Mapping[str, Any]) -> list[Piece]:
+    """Split a template into literals and fields. Raises ``ConfigError`` for one that fits no record."""
+    sample = {**defaults, **_SAMPLE}
+    try:
+        logging.Formatter(template, datefmt, style, defaults=defaults)  # type: ignore[arg-type] # it checks the style
+        strftime(datefmt or "", localtime(0))
+        split, default = _STYLES[style]
+        pieces = [piece for piece in split(template or default) if piece]
+        for piece in pieces:
+            if isinstance(piece, Field):
+                with suppress(KeyError):  # an extra, of which nothing is known yet
+                    piece.render(sample)
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ConfigError(
+            f"The template {template!r} (style {style!r}, datefmt {datefmt!r}) cannot be used: {error}."
+        ) from None
+    return pieces
+
+
+def refused(value: Any) -> str:
+    """Return what stands for a value that a field cannot show."""
+    try:
+        return f"?{value}"
+    except Exception:  # noqa: BLE001 - nested too deep
+        return "?"
+
+
+def show(field: Field, values: Mapping[str, Any]) -> str:
+    """Render a field, whatever the value is; "-" for an attribute that is not there."""
+    try:
+        return field.render(values)
+    except Exception:  # noqa: BLE001 - the values are a peer's
+        value = values.get(field.name)
+        if value is not None:
+            return refused(value)
+    try:
+        return field.render({field.name: "-"})
+    except (ValueError, TypeError, AttributeError, LookupError):  # "-" is no number either
+        return "-"
+
+
+def joined(pieces: Sequence[Piece], values: Mapping[str, Any]) -> str:
+    """Render the pieces one after the other."""
+    return "".join(piece if isinstance(piece, str) else show(piece, values) for piece in pieces)
