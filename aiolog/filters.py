@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from aiolog.errors import ConfigError
+from aiolog.formatting import Format
 from aiolog.record import STANDARD_ATTRIBUTES, Site, Source, WireRecord, attributes
 
 MAX_FILTER_CHARS = 2_000  # a page; and with it the depth of the functions below
@@ -28,7 +29,6 @@ LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARN": 30, "WARNING": 30, "ERRO
 
 _Values: TypeAlias = Mapping[str, Any]
 _Evaluate: TypeAlias = Callable[[_Values], Any]
-Format: TypeAlias = Callable[[Source, Sequence[WireRecord]], list[str]]
 
 # From the names of JSON keys to the attributes of records; those of the first row never change at one call site.
 _OF_SITE = {"level": "levelno", "levelname": "levelname", "logger": "name", "file": "pathname", "line": "lineno",

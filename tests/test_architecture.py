@@ -33,7 +33,7 @@ LAYERS = """
                         | formats.layout formats.schemas                 |
     formatting    | record formats formats.escaping formats.schemas      |
                   | formats.text formats.structured                      |
-    filters       | errors record                                        |
+    filters       | errors record formatting                             |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
     spool         | errors crash protocol backlog                        |
