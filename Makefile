@@ -3,7 +3,7 @@
 PYTHON ?= $(shell .ci/interpreters | head -n 1 | cut -d ' ' -f 2-)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test long faults faults-root lint types venv venvs clean
+.PHONY: help run test long faults faults-root bench lint types venv venvs clean
 
 help:
 	@echo "make run     a server and four processes that log to it, until Ctrl-C"
@@ -11,6 +11,7 @@ help:
 	@echo "make long    the tests that take minutes, alone"
 	@echo "make faults  what must hold when servers, workers, networks and disks fail; some minutes"
 	@echo "make faults-root   the same, where making them fail takes root"
+	@echo "make bench   aiolog beside what else one could pick; make bench RUNS=1 LOADS=flood is the short one"
 	@echo "make lint    ruff"
 	@echo "make types   mypy"
 	@echo "make venv    .venv for development"
@@ -32,6 +33,14 @@ faults: .venv/.test
 faults-root: .venv/.test
 	.venv/bin/python -m pytest tests/faults -m root -rPs
 
+# LOADS="flood paced", RIVALS="aiolog rsyslog": by how their names begin. BASE=directory is another checkout of this
+# project, which then is a rival. DOCUMENT=docs/performance.md writes the figures there. rsyslog and Fluent Bit are
+# measured where they are installed (apt install rsyslog).
+RUNS ?= 5
+bench: .venv/.bench
+	BASE="$(abspath $(BASE))" .venv/bin/python -m benchmarks --runs $(RUNS) --loads "$(LOADS)" --rivals "$(RIVALS)" \
+		$(if $(DOCUMENT),--document "$(DOCUMENT)")
+
 lint: .venv/.dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -41,7 +50,7 @@ types: .venv/.dev
 
 venv: .venv/.dev
 
-# The stamps .venv/.server, .venv/.test and .venv/.dev: what of pyproject.toml's extras is installed.
+# The stamps .venv/.server, .venv/.test, .venv/.bench and .venv/.dev: what of pyproject.toml's extras is installed.
 .venv/.%: pyproject.toml | .venv/bin/python
 	.venv/bin/python $(PIP_INSTALL) -e '.[$*]'
 	@touch $@

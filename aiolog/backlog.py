@@ -194,6 +194,21 @@ class Backlog:
         return (self._window[self._in_flight - 1].last_seq if self._in_flight else self.acked_seq) + 1
 
     @property
+    def under_way(self) -> int:
+        """How many batches were sent on this connection and are not acked."""
+        return self._in_flight
+
+    def has_room(self, window_bytes: int) -> bool:
+        """Whether another batch may be sent now, if there is one.
+
+        At most ``window_bytes`` of payload are in flight, and a quarter of what may be held in memory or at all, so
+        that there is always something left that may be dropped; but one batch always is.
+        """
+        return not self._in_flight or self._in_flight_bytes < min(
+            window_bytes, self.buffer_bytes // 4, self.limit_bytes // 4
+        )
+
+    @property
     def awaits_ack(self) -> bool:
         """Whether anything sent on this connection is not acked."""
         return self._in_flight > 0
@@ -210,14 +225,8 @@ class Backlog:
         return bool(self._queue) or self._declared != self._dropped or self._in_flight < len(self._window)
 
     def next_frame(self, window_bytes: int) -> bytes | None:
-        """Return the next BATCH frame to send, or None when nothing is owed or the window is full.
-
-        At most ``window_bytes`` of payload are in flight, and a quarter of what may be held in memory or at all, so
-        that there is always something left that may be dropped; but one batch always is.
-        """
-        if self._in_flight and self._in_flight_bytes >= min(
-            window_bytes, self.buffer_bytes // 4, self.limit_bytes // 4
-        ):
+        """Return the next BATCH frame to send, or None when nothing is owed or the window has no room."""
+        if not self.has_room(window_bytes):
             return None
         if self._in_flight == len(self._window) and not self._cut():
             return None

@@ -41,6 +41,7 @@ from aiolog.report import Report
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
 MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them is not one
+ACK_BYTES = 8 << 10  # so much is acked at once, and the first batch after a pause; less is held, see ACK
 MAX_LABELS = 64
 MAX_LABEL_CHARS = 1_024
 
@@ -93,6 +94,7 @@ class Hub(Protocol):
 
     fanout: Fanout
     limits: Limits
+    ack_hold_seconds: float
     report: Report
     counts: Counts
     sessions: dict[bytes, Session]
@@ -145,6 +147,9 @@ class Connection(asyncio.Protocol):
         self._heard_at = self._frame_since = loop.time()
         self._unread_since: float | None = None  # since when the client reads none of our acks
         self._parting_since: float | None = None
+        self._acked_at = 0.0
+        self._unacked_bytes = 0  # delivered since then
+        self._ack_timer: asyncio.TimerHandle | None = None  # for an ack that is held
         self._successor: Connection | None = None
         self._ended = False  # the client sends nothing more
         self._lost = False
@@ -180,6 +185,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Close, unless frames are left: a client that half-closed may still read their acks."""
         self._ended = True
+        self._settle_ack()
         return bool(self._delivering) or (self._parting_since is None and self._decoder.has_frame())
 
     def pause_writing(self) -> None:
@@ -195,6 +201,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
         """Let go; a batch under way is committed all the same."""
         self._lost = True
+        self._settle_ack()
         self._hold(self._delivering)
         if self._session is not None:
             self._session.seen_at = self._loop.time()
@@ -400,7 +407,7 @@ class Connection(asyncio.Protocol):
             counts.duplicates += min(seen, batch.count)
             records = records[seen:]
         if not records and not dropped:
-            self._send(encode(Ack(session.last_seq)))
+            self._ack(session)
             return
         notices: tuple[WireRecord, ...] = ()
         if dropped:
@@ -429,24 +436,47 @@ class Connection(asyncio.Protocol):
 
     def _delivered(self, session: Session, last_seq: int) -> None:
         """Ack a batch that every ``block`` sink has committed, and go on."""
+        self._unacked_bytes += self._delivering
         self._delivering = 0
         session.last_seq = last_seq
         crash.point("before_ack")
         if self._lost or self._successor is not None:
             self._release()
             return
-        self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
-        self._send(encode(Ack(last_seq)))
-        crash.point("after_ack")
+        now = self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
+        ack_at = self._acked_at + self._hub.ack_hold_seconds
+        if now >= ack_at or self._unacked_bytes >= min(ACK_BYTES, self._hub.limits.window_bytes // 4):
+            self._ack(session)
+        elif self._ack_timer is None:
+            self._ack_timer = self._loop.call_at(ack_at, self._ack, session)
         if self._parting_since is not None:
             self._farewell()
         else:
             # Not from here: the lane that called has other deliveries to tell of first.
             self._loop.call_soon(self._advance)
 
+    def _settle_ack(self) -> None:
+        """Send an ack that waits, while the session is ours."""
+        timer, self._ack_timer = self._ack_timer, None
+        if timer is not None:
+            timer.cancel()
+            if self._session is not None:
+                self._ack(self._session)
+
+    def _ack(self, session: Session) -> None:
+        """Ack all that is delivered."""
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        self._acked_at = self._loop.time()
+        self._unacked_bytes = 0
+        self._send(encode(Ack(session.last_seq)))
+        crash.point("after_ack")
+
     def _end_session(self) -> None:
         """End a session that is complete. The server knows it for a while: bytes of an older connection may come."""
         session = self._session
+        self._settle_ack()
         if session is not None:
             session.is_ended, session.connection, session.seen_at = True, None, self._loop.time()
         self._hub.fanout.forget(self._hello.session)
@@ -474,6 +504,7 @@ class Connection(asyncio.Protocol):
 
     def _farewell(self) -> None:
         """Half-close, then read and forget until the client closes: a close with unread bytes would be a reset."""
+        self._settle_ack()
         self._parting_since = self._loop.time()  # it has from now on to read them
         if self._transport is None or self._lost:
             return

@@ -2,8 +2,8 @@
 
 A delivery is one batch on its way. The fan-out offers it to every lane; it is delivered when each ``block`` lane has
 committed it, and only then does its connection read on and ack. A lane gathers what all connections delivered while
-its last write was under way, and writes that in one call: group commit. One slow sink delays nobody's lane but its
-own, and the acks only when it is a ``block`` sink.
+its last write was under way, and for some milliseconds more, and writes that in one call: group commit. One slow
+sink delays nobody's lane but its own, and the acks only when it is a ``block`` sink.
 
 Knows asyncio; knows no socket and no file.
 """
@@ -19,6 +19,11 @@ from aiolog.errors import ConfigError, reason
 from aiolog.record import Source, WireRecord
 from aiolog.report import Report
 
+# A write costs nearly the same for one batch as for a hundred. So a batch waits a moment for company, as clients that
+# were acked together send together; and from one write to the next there is some time, as many clients never align.
+COMPANY_SECONDS = 0.001
+GATHER_SECONDS = 0.003
+GATHER_BYTES = 64 << 10  # with so much waiting, more saves nothing: a batch of a client in a hurry
 RETRY_SECONDS = 0.1  # the first pause after a write that failed: a full disk is often cleared by hand
 MAX_RETRY_SECONDS = 1.0  # the longest: within it everything goes on when there is room again
 
@@ -129,6 +134,8 @@ class Lane:
     ``when_full="block"``: deliveries wait here until they are committed; they are bounded by one batch a connection.
     ``"drop_newest"``: at most ``buffer_bytes`` wait; what does not fit is dropped, counted in ``dropped_records``,
     and waits in ``untold`` until the server says it.
+
+    A write begins ``company_seconds`` after the first delivery for it, and ``gather_seconds`` after the last began.
     """
 
     def __init__(
@@ -138,6 +145,8 @@ class Lane:
         when_full: str,
         buffer_bytes: int,
         report: Report,
+        company_seconds: float = COMPANY_SECONDS,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self.sink = sink
         self.blocks = when_full == "block"
@@ -150,6 +159,11 @@ class Lane:
         self._report = report
         self._queue: list[Delivery] = []
         self._queued_bytes = 0
+        self._company_seconds = company_seconds
+        self._gather_seconds = gather_seconds
+        self._loop: asyncio.AbstractEventLoop
+        self._due = 0.0  # the moment, on the loop's clock, when little may be written again
+        self._timer: asyncio.TimerHandle | None = None  # for what waits until then
         self._writing: list[Delivery] = []
         self._work = asyncio.Event()
         self._rest = asyncio.Event()  # nothing waits and nothing is being written
@@ -159,20 +173,27 @@ class Lane:
     async def open(self) -> None:
         """Open the sink and start the task. Raises ConfigError as the sink does."""
         await self.sink.open()
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name=f"lane {self.sink.name}")
 
     def offer(self, delivery: Delivery) -> None:
         """Take a delivery, or drop it when this lane may and is full. Never waits."""
-        if not self.blocks:
-            # The server's own few records have no size: what tells of drops must not be one.
-            size = delivery.size_bytes
-            if size and self._queued_bytes + size > self._buffer_bytes and self._queue:
-                self._miss(delivery)
-                return
-            self._queued_bytes += size
+        # The server's own few records have no size: what tells of drops must not be one.
+        size = delivery.size_bytes
+        if not self.blocks and size and self._queued_bytes + size > self._buffer_bytes and self._queue:
+            self._miss(delivery)
+            return
+        self._queued_bytes += size
         self._queue.append(delivery)
         self._rest.clear()
-        self._work.set()
+        self._call()
+
+    def _call(self) -> None:
+        """Set the task to work on the queue: now, or when it is due."""
+        if self._queued_bytes >= GATHER_BYTES or self._task is None:
+            self._work.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(max(self._due, self._loop.time() + self._company_seconds), self._work.set)
 
     def _miss(self, delivery: Delivery) -> None:
         """Count a delivery that is dropped."""
@@ -199,7 +220,7 @@ class Lane:
     async def _run(self) -> None:
         while True:
             await self._work.wait()
-            self._work.clear()
+            self._begin()
             group, self._queue, self._queued_bytes = self._queue, [], 0
             self._writing = group
             await self._commit(group)
@@ -207,6 +228,14 @@ class Lane:
             self._finish(group)
             if not self._queue:
                 self._rest.set()
+
+    def _begin(self) -> None:
+        """Take the call to work, and say when the next one may come."""
+        self._work.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = self._loop.time() + self._gather_seconds
 
     def _finish(self, group: Sequence[Delivery]) -> None:
         """Count deliveries as committed."""

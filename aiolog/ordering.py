@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from aiolog.fanout import Delivery, Lane, Sink
+from aiolog.fanout import COMPANY_SECONDS, GATHER_SECONDS, Delivery, Lane, Sink
 from aiolog.record import SECOND_NS
 from aiolog.report import Report
 
@@ -133,8 +133,17 @@ class OrderedLane(Lane):
         report: Report,
         window_seconds: float,
         clock: Callable[[], float],
+        company_seconds: float = COMPANY_SECONDS,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
-        super().__init__(sink, when_full=when_full, buffer_bytes=buffer_bytes, report=report)
+        super().__init__(
+            sink,
+            when_full=when_full,
+            buffer_bytes=buffer_bytes,
+            report=report,
+            company_seconds=company_seconds,
+            gather_seconds=gather_seconds,
+        )
         self._order = TimeOrder(window_seconds)
         self._window_seconds = window_seconds
         self._clock = clock
@@ -161,7 +170,7 @@ class OrderedLane(Lane):
                     await self._work.wait()
             except TimeoutError:
                 pass
-            self._work.clear()
+            self._begin()
             now = self._clock()
             group, self._queue, self._queued_bytes = self._queue, [], 0
             for delivery in group:

@@ -23,7 +23,8 @@ type  message  fields
                this batch and ``first_seq``. A batch of no records is a heartbeat, or tells of drops alone
 4     BYE      none: the session is complete and will not be continued
 16    WELCOME  version, store, last_seq, window_bytes, durability
-17    ACK      seq: every record up to this one is delivered, at the durability that WELCOME named
+17    ACK      seq: every record up to this one is delivered, at the durability that WELCOME named. May be held for
+               ACK_HOLD_SECONDS while little is unacked, so that one tells of many batches; a heartbeat is acked at once
 18    BUSY     none: alive, still writing; restart the timer, do not send again
 19    REFUSE   code, text: the connection closes; ``code`` is a :class:`Refusal`, ``text`` is for people
 ====  =======  ==============================================================================================
@@ -87,6 +88,7 @@ MAX_ARRAY_LEN = 2_048
 MAX_MAP_LEN = 2_048  # labels and nested extras; the handler sends at most 1,000 values in one record
 BATCH_BYTES = 64 << 10  # where a client cuts a batch: larger ones save nothing that we could measure
 DEFINE_BYTES = 64 << 10
+ACK_HOLD_SECONDS = 0.05  # half of what block_timeout_seconds is by default
 # One byte can become an object of 75 (an empty map; our measurement, 2026-11-23). A frame that is larger than a client
 # sends without one large record in it is therefore counted; its arrays and maps may be as many as 64 KiB could hold.
 COUNTED_BYTES = 2 * BATCH_BYTES

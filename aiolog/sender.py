@@ -25,6 +25,7 @@ from aiolog import crash
 from aiolog.backlog import Backlog
 from aiolog.errors import ProtocolError
 from aiolog.protocol import (
+    ACK_HOLD_SECONDS,
     FROM_SERVER,
     SESSION_BYTES,
     Ack,
@@ -49,9 +50,12 @@ REFUSED_PAUSE_SECONDS = 10.0  # after a refusal that trying again soon will not 
 LASTING_REFUSALS = (Refusal.VERSION, Refusal.TOKEN)
 PATH_FAULTS = 5  # a path that changes bytes breaks the protocol a few times; a client that is wrong always does
 FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
-# With a batch under way, less than this waits for its ack: what comes meanwhile shares one frame, one system call
-# and one commit (Nagle's idea, RFC 896, with the application's acks). Costs at most a round trip of latency.
-COALESCE_BYTES = 16 << 10
+# Records leave at a beat: what is logged between two shares one frame and its system calls, and as all processes of a
+# machine have one clock, one commit with theirs. The first record after a pause leaves at once.
+BEAT_SECONDS = 0.006
+COALESCE_BYTES = 64 << 10  # so much waits for no beat
+ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
+UNDER_WAY_BATCHES = 16  # a server that is slower than the beat gets larger batches, not more
 LATE_LINGER_SECONDS = 1.0  # a handler that is used after close() need not connect anew for every record
 
 
@@ -138,6 +142,7 @@ class Sender:
         self._selector: selectors.BaseSelector | None = None
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
         self._asleep = False
+        self._hurried = False  # somebody waits for an ack: no beat, and the server is asked for it
         self._stalled = False  # acks have not come for block_timeout_seconds: callers no longer wait
         self._progress_at = monotonic()  # when an ack last came, or the backlog last ceased to be empty
         self._linger_seconds = 0.0  # how long a stopped sender waits for another late record
@@ -179,8 +184,9 @@ class Sender:
         if self._thread is None or self._is_current():
             return  # nobody else could make room
         began = monotonic()
+        self._hurry()
         while self.backlog.is_over and not self._stalled:
-            since = began if self._idle else self._progress_at
+            since = began if self._idle else self._progress_at + ACK_HOLD_SECONDS
             if monotonic() - since > self._endpoint.block_timeout_seconds:
                 self._stalled = True
                 return
@@ -223,6 +229,7 @@ class Sender:
             return False
         pause = POLL_SECONDS
         mark = self.backlog.mark()
+        self._hurry()
         while not self.backlog.is_settled(mark):
             now = monotonic()
             if not insist and self.stopping and self._gave_up_at == self._progress_at:
@@ -267,6 +274,10 @@ class Sender:
                     inherited.close()  # close() alone: shutdown() would end the parent's connection
         self.backlog.abandon()
 
+    def _hurry(self) -> None:
+        self._hurried = True
+        self._wake()
+
     def _wake(self) -> None:
         self._asleep = False
         wakers = self._wakers
@@ -294,6 +305,8 @@ class Sender:
         pauses = self._pauses()
         if deadline is None:
             self._owe()
+        else:
+            self._hurried = True
         try:
             while not self._is_done(deadline):
                 try:
@@ -380,7 +393,7 @@ class Sender:
         # A record put before the flag was up woke nobody; one put after it will. So look once more.
         events = self._drain(selector.select(0 if self.backlog.has_unsent else seconds))
         self._asleep = False
-        if not self.backlog.is_empty:
+        if self._idle and not self.backlog.is_empty:
             self._owe()
         return events
 
@@ -453,27 +466,32 @@ class Sender:
         """Send what is owed and read acks, until the run is done."""
         wanted = selectors.EVENT_READ
         heartbeat_seconds = self._endpoint.heartbeat_seconds
+        backlog = self.backlog
         while not self._is_done(deadline):
             blocked = self._send(link)
             now = monotonic()
             silent_seconds = 0.0 if link.waits_since is None else now - link.waits_since
             if silent_seconds > 2 * heartbeat_seconds:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
-            if now - link.sent_at >= heartbeat_seconds and not link.outgoing:
-                link.outgoing = memoryview(self.backlog.heartbeat())
+            silence_limit = self._silence_seconds(heartbeat_seconds)
+            if now - link.sent_at >= silence_limit and not link.outgoing:
+                self._hurried = False
+                link.outgoing = memoryview(backlog.heartbeat())
                 continue
             needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
             if needed != wanted:
                 selector.modify(link.sock, needed)
                 wanted = needed
             # A full socket takes no heartbeat: there only the server's silence can end.
-            due = 2 * heartbeat_seconds - silent_seconds if blocked else link.sent_at + heartbeat_seconds - now
+            due = 2 * heartbeat_seconds - silent_seconds if blocked else link.sent_at + silence_limit - now
             seconds = _left(deadline, max(0.0, due))
-            if blocked or self.backlog.awaits_ack:
-                # The ack wakes this thread, so those who put records need not: no system call for them.
+            # The beat or an ack wakes this thread, so those who put records need not: no system call for them.
+            waits_for_ack = blocked or not backlog.has_room(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES
+            if waits_for_ack or (now < link.due and not self._hurried and (link.is_busy or backlog.has_unsent)):
                 if self._idle:
                     self._owe()
-                events = self._drain(selector.select(min(seconds, heartbeat_seconds)))
+                limit = heartbeat_seconds if waits_for_ack else link.due - now
+                events = self._drain(selector.select(min(seconds, limit)))
             else:
                 events = self._sleep(selector, seconds)
             for _, mask in events:
@@ -485,11 +503,14 @@ class Sender:
         backlog = self.backlog
         while True:
             if not link.outgoing:
-                if backlog.awaits_ack and backlog.unsent_bytes < COALESCE_BYTES:
+                if self._gathers(link) and backlog.unsent_bytes < COALESCE_BYTES:
                     return False
                 frame = backlog.next_frame(link.window_bytes)
                 if frame is None:
                     return False
+                link.is_busy = backlog.sent > link.sent + 1
+                link.sent = backlog.sent
+                link.due = (monotonic() // BEAT_SECONDS + 1) * BEAT_SECONDS
                 # Definitions first: whatever the frame's records refer to stands in the list by now.
                 fresh = self._definitions[link.defined :]
                 if fresh:
@@ -508,6 +529,18 @@ class Sender:
             link.sent_at = monotonic()
             if not link.outgoing:
                 crash.point("batch_sent")
+
+    def _silence_seconds(self, heartbeat_seconds: float) -> float:
+        """Return the time without sending after which a heartbeat asks for an ack: little, when somebody waits."""
+        if self._hurried and not self.backlog.has_unsent:
+            if self.backlog.awaits_ack:
+                return min(ASK_SECONDS, heartbeat_seconds)
+            self._hurried = False
+        return heartbeat_seconds
+
+    def _gathers(self, link: _Connection) -> bool:
+        """Whether a few records may wait for more."""
+        return not self._hurried and (monotonic() < link.due or self.backlog.under_way >= UNDER_WAY_BATCHES)
 
     def _receive(self, link: _Connection) -> None:
         """Read what there is. Raises OSError when the connection has ended."""
@@ -590,7 +623,18 @@ class Sender:
 class _Connection:
     """What one connection needs to remember."""
 
-    __slots__ = ("decoder", "defined", "outgoing", "sent_at", "sock", "waits_since", "window_bytes")
+    __slots__ = (
+        "decoder",
+        "defined",
+        "due",
+        "is_busy",
+        "outgoing",
+        "sent",
+        "sent_at",
+        "sock",
+        "waits_since",
+        "window_bytes",
+    )
 
     def __init__(self, sock: socket.socket, decoder: Decoder, window_bytes: int) -> None:
         self.sock = sock
@@ -599,4 +643,7 @@ class _Connection:
         self.defined = 0  # how many definitions this connection has carried
         self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
         self.sent_at = monotonic()
+        self.due = 0.0  # when little may be sent again
+        self.sent = 0  # the backlog's count when the last frame was made
+        self.is_busy = False  # that frame had more than one record, so the next beat will find some
         self.waits_since: float | None = None  # since when an answer is due

@@ -18,7 +18,7 @@ from typing import Any
 from aiolog.connection import Connection, Counts, Limits, Session, created
 from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery, Fanout
-from aiolog.protocol import SESSION_BYTES, Hello
+from aiolog.protocol import ACK_HOLD_SECONDS, SESSION_BYTES, Hello
 from aiolog.record import Site, Source, Thread, WireRecord
 from aiolog.report import Report
 
@@ -44,9 +44,11 @@ class Server:
         durability: str,
         token: str = "",
         wall_clock: Callable[[], float],
+        ack_hold_seconds: float = ACK_HOLD_SECONDS,
     ) -> None:
         self.fanout = fanout
         self.limits = limits
+        self.ack_hold_seconds = ack_hold_seconds
         self.report = report
         self.durability = durability
         self.store = secrets.token_hex(16)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import gc
 import ipaddress
 import logging
 import os
@@ -49,6 +50,7 @@ from aiolog.sinks.stdout import StdoutSink, wants_color
 
 STDERR, STDOUT = 2, 1
 MAX_SIGNALS = 8  # that wait their turn, so that a storm of them is none of reloads
+GC_THRESHOLD = 20_000  # objects; a large batch makes 2,000, which all go with it
 RECOVER_SECONDS = 5.0  # between two looks for what killed processes left
 OWN_LOGGER = "aiolog"  # of the server's own records: they say what was lost, so no sink's filter keeps them out
 CONSOLE_DRAIN_SECONDS = 0.5  # for sinks that may drop: a person sees the last lines, a stuck reader delays little
@@ -238,6 +240,9 @@ class Service:
         try:
             await self._fanout.open(self._lanes(self._config.sinks))
             await self._listen()
+            # What is here now stays, and records are no cycles: looking for garbage took a seventh of the time.
+            gc.freeze()
+            gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
             notify("READY=1")
             while (asked := await self._signals.get()) in (signal.SIGHUP, signal.SIGUSR1):
                 await (self._reload() if asked == signal.SIGHUP else self._reopen())

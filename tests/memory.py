@@ -263,7 +263,9 @@ class Client:
 class World:
     """One server with its lanes; ``limits`` override LIMITS. Whatever goes wrong in a callback fails at the end."""
 
-    def __init__(self, sinks: Iterable[MemorySink] = (), *, token: str = "", **limits: Any) -> None:
+    def __init__(
+        self, sinks: Iterable[MemorySink] = (), *, token: str = "", ack_hold_seconds: float = 0.0, **limits: Any
+    ) -> None:
         self.loop = Loop()
         self.lines: list[str] = []  # what the server said of itself
         self.report = Report(self.loop.time, self.lines.append)
@@ -275,6 +277,7 @@ class World:
             durability="written",
             token=token,
             wall_clock=lambda: 1_700_000_000.0,
+            ack_hold_seconds=ack_hold_seconds,
         )
         self._faults: list[Any] = []
         self.loop.set_exception_handler(lambda _, context: self._faults.append(context))
@@ -287,6 +290,8 @@ class World:
             when_full=when_full,
             buffer_bytes=buffer_bytes,
             report=self.report,
+            company_seconds=0.0,
+            gather_seconds=0.0,
         )
 
     def client(self, session: bytes | None = None) -> Client:

@@ -105,7 +105,7 @@ def test_reading_stops_only_while_a_whole_frame_waits(world, sink, client):
     sink.let()
     world.run()
     assert not client.transport.paused
-    assert client.transport.pauses == 1
+    assert client.transport.pauses == 2  # the third came when the second was under way
     assert sink.messages == ["a", "b", "c"]
 
 
@@ -981,3 +981,70 @@ def test_any_life_of_processes_and_sinks_is_exact():
             max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+def test_acks_of_small_batches_are_held(sink):
+    """The first after a pause is acked at once, further ones together when the time is over."""
+    world = World([sink], ack_hold_seconds=0.05)
+    client = world.client().hello()
+    client.send(batch(1, "a"))
+    world.run()
+    assert client.said()[1:] == [Ack(1)]
+    for seq in (2, 3, 4):
+        client.send(batch(seq, "b"))
+        world.run()
+    assert client.said() == []
+    world.run(0.05)
+    assert client.said() == [Ack(4)]
+    world.run(1.0)
+    assert client.said() == []
+    client.send(batch(5, "c"))
+    world.run()
+    assert client.said() == [Ack(5)]
+    world.close()
+
+
+def test_much_is_acked_at_once_and_a_heartbeat_too(sink):
+    """From 8 KiB unacked on no ack is held; a heartbeat gets the one that is."""
+    world = World([sink], ack_hold_seconds=0.05)
+    client = world.client().hello()
+    client.send(batch(1, "a"))
+    world.run()
+    client.send(batch(2, "b" * 5_000))
+    world.run()
+    assert client.said()[1:] == [Ack(1)]
+    client.send(batch(3, "c" * 5_000))
+    world.run()
+    assert client.said() == [Ack(3)]
+    client.send(batch(4, "d"))
+    world.run()
+    assert client.said() == []
+    client.send(batch(5))
+    world.run()
+    assert client.said() == [Ack(4)]
+    world.run(1.0)
+    assert client.said() == []
+    world.close()
+
+
+@pytest.mark.parametrize("how", ["bye", "part", "end"])
+def test_an_ack_that_is_held_is_sent_before_the_end(sink, how):
+    """Whoever ends the connection, the client learns first what is delivered."""
+    world = World([sink], ack_hold_seconds=0.05)
+    client = world.client().hello()
+    client.send(batch(1, "a"))
+    world.run()
+    client.send(batch(2, "b"))
+    world.run()
+    if how == "bye":
+        client.send(BYE)
+    elif how == "part":
+        client.connection.part()
+    else:
+        client.transport.end()
+    world.run()
+    assert client.said()[1:] == [Ack(1), Ack(2)]
+    world.run(1.0)
+    assert client.said() == []
+    client.transport.lose()
+    world.close()

@@ -8,7 +8,7 @@ import pytest
 from memory import MIB, MemorySink, World
 
 from aiolog.errors import ConfigError
-from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery
+from aiolog.fanout import GATHER_BYTES, MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery, Lane
 from aiolog.record import Site, Source, Thread
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -407,3 +407,36 @@ def test_when_not_even_the_fallback_opens_nothing_is_acked(world, delivery):
     world.run(6)
     assert isinstance(done.exception(), ConfigError)
     assert delivery.done == []
+
+
+@pytest.fixture
+def gathering(world, sink):
+    lane = Lane(
+        sink, when_full="block", buffer_bytes=MIB, report=world.report, company_seconds=0.001, gather_seconds=0.003
+    )
+    world.do(world.fanout.open({"memory": lane})).result()
+
+
+def test_a_delivery_waits_a_moment_for_company(gathering, world, sink, delivery):
+    """What comes within a millisecond is one group; the next write begins three milliseconds after the last."""
+    world.fanout.deliver(delivery("a"))
+    world.run()
+    assert not sink.tried
+    world.fanout.deliver(delivery("b"))
+    world.run(0.001)
+    assert [len(group) for group in sink.tried] == [2]
+    world.fanout.deliver(delivery("c"))
+    world.run(0.002)
+    assert len(sink.tried) == 1
+    world.run(0.001)
+    assert [len(group) for group in sink.tried] == [2, 1]
+
+
+def test_much_waits_for_no_company(gathering, world, sink, delivery):
+    """A batch of 64 KiB is written at once, with what waits already; no timer is left that would write nothing."""
+    world.fanout.deliver(delivery("a"))
+    world.fanout.deliver(delivery("b", size_bytes=GATHER_BYTES))
+    world.run()
+    assert [len(group) for group in sink.tried] == [2]
+    world.run(0.01)
+    assert len(sink.tried) == 1

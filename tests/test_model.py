@@ -180,6 +180,7 @@ class Host:
             report,
             durability=model.durability,
             wall_clock=lambda: model.now,
+            ack_hold_seconds=0,
         )
         self.sinks = {}
         self._opening = True
@@ -200,7 +201,7 @@ class Host:
             self.opening.result()
 
     def _lane(self, sink, model, report):
-        common = {"when_full": "block", "buffer_bytes": 1, "report": report}
+        common = {"when_full": "block", "buffer_bytes": 1, "report": report, "company_seconds": 0, "gather_seconds": 0}
         if sink.name == "all" and model.window_seconds:
             return OrderedLane(sink, **common, window_seconds=model.window_seconds, clock=lambda: model.now)
         return Lane(sink, **common)

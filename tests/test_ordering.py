@@ -184,6 +184,8 @@ def ordered(world, sink):
         buffer_bytes=MIB,
         report=world.report,
         window_seconds=WINDOW,
+        company_seconds=0.0,
+        gather_seconds=0.0,
         clock=lambda: world.loop.time() + 1_000.0,
     )
     world.do(world.fanout.open({sink.name: lane})).result()

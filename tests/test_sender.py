@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
 from aiolog.protocol import BATCH_BYTES, VERSION, Ack, Bye, Define, Hello, Refusal, pack_record
-from aiolog.sender import COALESCE_BYTES, LASTING_REFUSALS, PATH_FAULTS, Sender, backoff
+from aiolog.sender import COALESCE_BYTES, LASTING_REFUSALS, PATH_FAULTS, UNDER_WAY_BATCHES, Sender, backoff
 
 SITE = ("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main")
 THREAD = (1, "MainThread")
@@ -261,24 +261,46 @@ def test_definitions_come_first_on_each_connection(server, client):
 # -- how much is under way
 
 
-def test_small_batches_wait_for_the_ack_under_way(server, client):
-    """What comes while a batch is under way travels together, once the ack is there."""
+def test_what_is_logged_between_two_beats_travels_together(server, client):
+    """Nobody waits for an ack, and yet a record every millisecond makes far fewer batches."""
     server.on_batch = FakeServer.keep
-    client.log(0)
-    server.wait_for(lambda: server.peers and server.peers[0].batches)
-    for number in range(1, 101):
+    for number in range(60):
         client.log(number)
-        client._wake()
         time.sleep(0.001)
-    server.peers[0].ack()
-    server.wait_for(lambda: len(server.peers[0].batches) == 2)
+    server.wait_for(lambda: server.peers and len(server.peers[0].seqs) == 60)
+    assert 1 < len(server.peers[0].batches) <= 30
     server.peers[0].ack()
     assert client.flush(WAIT_SECONDS)
-    assert [batch.count for batch in server.peers[0].batches] == [1, 100]
+
+
+def test_a_slow_server_gets_larger_batches_not_more(server, client):
+    """Without acks a number of batches is under way at most; what comes then waits for one, and travels together."""
+    server.on_batch = FakeServer.keep
+    for number in range(300):
+        client.log(number)
+        time.sleep(0.001)
+    peer = server.peers[0]
+    assert len(peer.batches) <= UNDER_WAY_BATCHES
+    assert len(peer.seqs) < 300
+    peer.ack()
+    server.wait_for(lambda: len(peer.seqs) == 300)
+    assert len(peer.batches) <= UNDER_WAY_BATCHES + 2
+    peer.ack()
+    assert client.flush(WAIT_SECONDS)
+
+
+def test_a_flush_asks_for_an_ack_that_is_held(server, client):
+    """A server may hold an ack for a while; a heartbeat makes it send it."""
+    server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
+    client.log(1)
+    began = time.monotonic()
+    assert client.flush(WAIT_SECONDS)
+    assert time.monotonic() - began < WAIT_SECONDS / 2
+    assert len(server.peers[0].heartbeats) == 1
 
 
 def test_much_does_not_wait_for_an_ack(server, client):
-    """From 16 KiB on records travel although a batch is under way."""
+    """From 64 KiB on records travel at once."""
     server.on_batch = FakeServer.keep
     client.log(0)
     server.wait_for(lambda: server.peers and server.peers[0].batches)

@@ -1,0 +1,1 @@
+"""aiolog beside what its users would pick instead: one job, each in processes of its own, verified line by line."""
