@@ -53,9 +53,11 @@ class TimeOrder:
         self._waiting: dict[bytes, deque[_Waiting]] = {}
         self._heads: list[tuple[float, int, bytes]] = []  # of each session that waits: its next key, and when it came
         self._came = 0
+        self._latest = -_NEVER  # the latest moment that we were told
 
     def add(self, delivery: Delivery, now: float) -> None:
         """Take a delivery that came at ``now``, in seconds since the epoch."""
+        self._latest = max(self._latest, now)
         queue = self._waiting.get(delivery.session)
         key = queue[-1].keys[-1] if queue else -_NEVER
         keys = []
@@ -78,6 +80,9 @@ class TimeOrder:
 
     def take(self, now: float, *, everything: bool = False) -> tuple[list[Delivery], list[Delivery]]:
         """Return the slices of deliveries that may leave, in order, and the deliveries that have left with them."""
+        # Where the clock was set back, what waits has moments of a future that may be far.
+        everything |= now < self._latest - self._window_seconds
+        self._latest = now if everything else max(self._latest, now)
         limit = _NEVER if everything else now - self._window_seconds
         slices: list[Delivery] = []
         done: list[Delivery] = []

@@ -41,6 +41,7 @@ from aiolog.errors import ConfigError
 from aiolog.fanout import Fanout, Lane
 from aiolog.ordering import OrderedLane
 from aiolog.protocol import (
+    ACK_HOLD_SECONDS,
     FROM_SERVER,
     VERSION,
     Ack,
@@ -180,7 +181,7 @@ class Host:
             report,
             durability=model.durability,
             wall_clock=lambda: model.now,
-            ack_hold_seconds=0,
+            ack_hold_seconds=ACK_HOLD_SECONDS if model.has_beat else 0,
         )
         self.sinks = {}
         self._opening = True
@@ -201,7 +202,9 @@ class Host:
             self.opening.result()
 
     def _lane(self, sink, model, report):
-        common = {"when_full": "block", "buffer_bytes": 1, "report": report, "company_seconds": 0, "gather_seconds": 0}
+        common = {"when_full": "block", "buffer_bytes": 1, "report": report}
+        if not model.has_beat:
+            common |= {"company_seconds": 0, "gather_seconds": 0}
         if sink.name == "all" and model.window_seconds:
             return OrderedLane(sink, **common, window_seconds=model.window_seconds, clock=lambda: model.now)
         return Lane(sink, **common)
@@ -453,15 +456,17 @@ class Life(RuleBasedStateMachine):
         compact_bytes=st.sampled_from([100, 400, 1 << 20]),
         buffer_bytes=st.sampled_from([2_000, 8_000]),
         window_seconds=st.sampled_from([0, 0, 0.5, 30]),
+        has_beat=st.booleans(),
     )
     def begin(  # noqa: PLR0917
-        self, durability, has_power_cuts, max_bytes, compress, compact_bytes, buffer_bytes, window_seconds
+        self, durability, has_power_cuts, max_bytes, compress, compact_bytes, buffer_bytes, window_seconds, has_beat
     ):
         self.durability, self.max_bytes, self.compress = durability, max_bytes, compress
         self.has_power_cuts = has_power_cuts
         self.is_lossy = has_power_cuts and durability == "written"
         self.buffer_bytes = buffer_bytes
         self.window_seconds = window_seconds
+        self.has_beat = has_beat  # whether groups wait for company and acks are held, as in service
         self.disk = Disk(self.root, remembers=has_power_cuts)
         ledger.COMPACT_BYTES = compact_bytes
         self.now = 1_700_000_000.0
@@ -588,13 +593,17 @@ class Life(RuleBasedStateMachine):
         """Everybody talks."""
         self._flow(rounds)
 
+    @property
+    def _beat_seconds(self):
+        return 2 * ACK_HOLD_SECONDS if self.has_beat else 0
+
     def _flow(self, rounds):
         for _ in range(rounds):
             for client in self.clients:
                 self._send(client)
                 if client.link is not None:
                     client.link.push()
-            self.host.run()
+            self.host.run(self._beat_seconds)
             for client in self.clients:
                 client.read()
 
@@ -802,7 +811,7 @@ class Life(RuleBasedStateMachine):
             client.close()
         for link in self.host.links:
             link.transport.lose()
-        self.host.run()
+        self.host.run(self._beat_seconds)
         assert self.host.server.held_bytes == 0
         assert self.host.server.connections == set()
         assert self.host.drain()

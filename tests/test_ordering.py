@@ -81,6 +81,19 @@ def test_a_stamp_of_the_future_counts_as_its_arrival():
     assert len(done) == 1
 
 
+def test_a_clock_that_is_set_back_ends_the_waiting():
+    """Nobody waits an hour because the clock went back by one; afterwards all is as before."""
+    order, a = TimeOrder(WINDOW), Process()
+    order.add(a(7_200.0, 7_201.0), 7_201.0)
+    assert order.take(7_200.0) == ([], [])
+    slices, done = order.take(3_600.0)
+    assert stamps(slices) == [7_200.0, 7_201.0]
+    assert len(done) == 1
+    order.add(a(3_601.0), 3_602.0)
+    assert order.take(3_605.0) == ([], [])
+    assert stamps(order.take(3_611.0)[0]) == [3_601.0]
+
+
 def test_what_comes_late_leaves_at_once():
     """After an outage nobody waits for what is older than the window anyway."""
     order, a = TimeOrder(WINDOW), Process()
