@@ -17,6 +17,9 @@ LAYERS = """
     errors        |                                                      |
     crash         |                                                      |
     report        |                                                      |
+    context       |                                                      |
+    labels        |                                                      |
+    redaction     |                                                      |
     record        |                                                      |
     rotation      | errors                                               |
     ledger        | errors crash                                         |
@@ -27,7 +30,8 @@ LAYERS = """
     spool         | errors crash protocol backlog                        |
     sender        | errors crash protocol backlog                        |
     recovery      | errors crash spool sender                            |
-    handler       | record protocol backlog spool sender recovery        |
+    handler       | context labels redaction record protocol backlog     |
+                  | spool sender recovery                                |
     fanout        | errors report record                                 |
     sinks         | record fanout                                        |
     sinks.file    | errors crash record rotation formatting ledger       | aiofiles compression backports
@@ -52,7 +56,10 @@ for row in LAYERS.strip().splitlines():
     LIBRARIES.setdefault(name, set()).update(libraries.split())
 ORDER = list(ALLOWED)
 
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "formatting", "config", "report"}
+PURE = {
+    "errors", "context", "labels", "redaction", "record", "protocol", "backlog", "rotation", "formatting", "config",
+    "report",
+}  # fmt: skip
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
 CONVERSIONS = {"formatting": {"localtime", "strftime"}}  # of IMPURE, and yet they only convert what they are given
 BOTH_SIDES = {"service", "cli"}  # may know the server as well as the sinks
@@ -177,7 +184,10 @@ def test_only_the_commands_know_the_server_and_the_sinks(name):
 def test_the_client_needs_nothing_of_the_server(name):
     """A worker that only logs pays for no server, in imports or in dependencies."""
     known = reachable(name)
-    assert known <= {"errors", "crash", "record", "protocol", "backlog", "spool", "sender", "recovery"}
+    assert known <= {
+        "errors", "crash", "context", "labels", "redaction", "record", "protocol", "backlog", "spool", "sender",
+        "recovery", "handler",
+    }  # fmt: skip
     libraries = set().union(*(outer_imports(one) for one in known | {name})) - sys.stdlib_module_names
     assert libraries <= {"msgpack"}
     assert "asyncio" not in set().union(*(outer_imports(one) for one in known | {name}))
