@@ -32,6 +32,9 @@ LAYERS = """
     recovery      | errors crash spool sender                            |
     handler       | context labels redaction record protocol backlog     |
                   | spool sender recovery                                |
+    configure     | labels handler                                       |
+    auto          | configure                                            |
+    testing       | errors protocol record                               |
     fanout        | errors report record                                 |
     sinks         | record fanout                                        |
     sinks.file    | errors crash record rotation formatting ledger       | aiofiles compression backports
@@ -180,7 +183,7 @@ def test_only_the_commands_know_the_server_and_the_sinks(name):
     assert not ({"server", "connection"} & known and {one for one in known if one.startswith("sinks")})
 
 
-@pytest.mark.parametrize("name", ["handler", "sender", "backlog"])
+@pytest.mark.parametrize("name", ["configure", "handler", "sender", "backlog"])
 def test_the_client_needs_nothing_of_the_server(name):
     """A worker that only logs pays for no server, in imports or in dependencies."""
     known = reachable(name)
