@@ -17,6 +17,9 @@ LAYERS = """
     errors        |                                                      |
     crash         |                                                      |
     report        |                                                      |
+    context       |                                                      |
+    labels        |                                                      |
+    redaction     |                                                      |
     record        |                                                      |
     rotation      | errors                                               |
     ledger        | errors crash                                         |
@@ -39,7 +42,11 @@ LAYERS = """
     spool         | errors crash protocol backlog                        |
     sender        | errors crash protocol backlog                        |
     recovery      | errors crash spool sender                            |
-    handler       | record protocol backlog spool sender recovery        |
+    handler       | context labels redaction record protocol backlog     |
+                  | spool sender recovery                                |
+    configure     | labels handler                                       |
+    auto          | configure                                            |
+    testing       | errors protocol record                               |
     fanout        | errors report record                                 |
     ordering      | report record fanout                                 |
     sinks         | record fanout                                        |
@@ -72,8 +79,8 @@ for row in LAYERS.strip().splitlines():
 ORDER = list(ALLOWED)
 
 FORMATS = {name for name in ALLOWED if name.partition(".")[0] == "formats"}
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "routing", "formatting", "filters", "config"}
-PURE |= {"report", *FORMATS}
+PURE = {"errors", "context", "labels", "redaction", "record", "protocol", "backlog", "rotation", "routing"}
+PURE |= {"formatting", "filters", "config", "report", *FORMATS}
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
 CONVERSIONS = {  # of IMPURE, and yet they only convert what they are given
     "formats.templates": {"localtime", "strftime"},
@@ -198,11 +205,14 @@ def test_only_the_commands_know_the_server_and_the_sinks(name):
     assert not ({"server", "connection"} & known and {one for one in known if one.startswith("sinks")})
 
 
-@pytest.mark.parametrize("name", ["handler", "sender", "backlog"])
+@pytest.mark.parametrize("name", ["configure", "handler", "sender", "backlog"])
 def test_the_client_needs_nothing_of_the_server(name):
     """A worker that only logs pays for no server, in imports or in dependencies."""
     known = reachable(name)
-    assert known <= {"errors", "crash", "record", "protocol", "backlog", "spool", "sender", "recovery"}
+    assert known <= {
+        "errors", "crash", "context", "labels", "redaction", "record", "protocol", "backlog", "spool", "sender",
+        "recovery", "handler",
+    }  # fmt: skip
     libraries = set().union(*(outer_imports(one) for one in known | {name})) - sys.stdlib_module_names
     assert libraries <= {"msgpack"}
     assert "asyncio" not in set().union(*(outer_imports(one) for one in known | {name}))

@@ -75,7 +75,7 @@ class Client(Sender):
         """End the thread, whatever it owes."""
         thread, self._thread = self._thread, None
         if thread is not None and thread.is_alive():
-            self._wake()
+            self.wake()
             if (sock := self.sock) is not None:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -266,6 +266,7 @@ def test_what_is_logged_between_two_beats_travels_together(server, client):
     server.on_batch = FakeServer.keep
     for number in range(60):
         client.log(number)
+        client.wake()
         time.sleep(0.001)
     server.wait_for(lambda: server.peers and len(server.peers[0].seqs) == 60)
     assert 1 < len(server.peers[0].batches) <= 30
@@ -306,7 +307,7 @@ def test_much_does_not_wait_for_an_ack(server, client):
     server.wait_for(lambda: server.peers and server.peers[0].batches)
     client.log("1".ljust(COALESCE_BYTES))
     client.log(2)  # something has to wake the thread: the ack would, but there is none
-    client._wake()
+    client.wake()
     server.wait_for(lambda: len(server.peers[0].seqs) >= 2)
 
 
@@ -634,7 +635,7 @@ def test_an_idle_sender_sleeps(server, client, returns):
     new.start()
     client.log(1)
     assert client.flush(WAIT_SECONDS)
-    until(lambda: client._asleep and client._idle and new._asleep)
+    until(lambda: client.asleep and client._idle and new.asleep)
     del returns[:]
     cpu = time.process_time()
     time.sleep(0.5)
