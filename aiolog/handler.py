@@ -328,7 +328,7 @@ def _cover_exit(pid: int) -> None:
 
     ``logging.shutdown`` does it in the main process, but not for a handler that somebody took off its logger, and
     not in a child of ``multiprocessing``, which leaves by ``os._exit``: its own finalizers run then, if they were
-    registered in the child. Celery's children run neither.
+    registered in the child. Celery's children run neither, and uvicorn ends itself by the signal that it got.
     """
     global _covered_pid  # noqa: PLW0603 - the state of the process
     if _covered_pid == pid:
@@ -342,6 +342,8 @@ def _cover_exit(pid: int) -> None:
     celery = sys.modules.get("celery.signals")
     if celery is not None:
         celery.worker_process_shutdown.connect(_flush_at_exit, weak=False)
+    if "uvicorn.server" in sys.modules:
+        logging.getLogger("uvicorn.error").addFilter(_flush_before_uvicorn_ends)
 
 
 def _flush_at_exit(*_: Any, **__: Any) -> None:
@@ -354,12 +356,29 @@ def _flush_at_exit(*_: Any, **__: Any) -> None:
             sender.stop(handler.flush_timeout_seconds)
 
 
+def _flush_before_uvicorn_ends(record: logging.LogRecord) -> bool:
+    """Flush for the last time at uvicorn's last record, if a signal has ended it; a filter that all records pass.
+
+    ``uvicorn.server.Server.capture_signals`` raises that signal again, with the default handler, right after it: a
+    SIGTERM then ends the process, and no hook runs. The record itself, and any later one, is flushed as it comes.
+    """
+    if str(record.msg).startswith("Finished server process"):
+        import signal  # noqa: PLC0415 - loaded by uvicorn
+
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if getattr(server, "_captured_signals", None):
+            _flush_at_exit()
+    return True
+
+
 def _forget_at_fork() -> None:
-    """Begin anew in a forked child."""
+    """Begin anew in a forked child; a hook that ran before this one may have logged, and begun already."""
     global _exiting  # noqa: PLW0603
     _exiting = False
+    pid = os.getpid()
     for handler in list(_handlers):
-        handler.forget()
+        if handler._pid != pid:  # noqa: SLF001
+            handler.forget()
 
 
 if hasattr(os, "register_at_fork"):
