@@ -28,6 +28,8 @@ LAYERS = """
     sender        | errors crash protocol backlog                        |
     recovery      | errors crash spool sender                            |
     handler       | record protocol backlog spool sender recovery        |
+    contrib       |                                                      |
+    contrib.gunicorn |                                                   |
     fanout        | errors report record                                 |
     sinks         | record fanout                                        |
     sinks.file    | errors crash record rotation formatting ledger       | aiofiles compression backports
