@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from time import monotonic, sleep, time
+from time import monotonic, time
 from typing import Any, Protocol
 
 from aiolog import crash
@@ -94,6 +94,14 @@ def backoff(start: float, factor: float, maximum: float) -> Iterator[float]:
     while True:
         yield jitter.uniform(0, min(cap, maximum))
         cap = min(cap * factor, maximum)
+
+
+def sleep(seconds: float) -> None:
+    """Sleep by what ``time.sleep`` is now: gevent's workers replace it after this module was loaded.
+
+    With the one of before a greenlet that waits would keep the sender, a greenlet too, from its work.
+    """
+    sys.modules["time"].sleep(seconds)
 
 
 def _left(deadline: float | None, seconds: float) -> float:

@@ -188,6 +188,7 @@ GUNICORN_WAYS = {
     "reload": "reload = True\nreload_engine = 'poll'",
     "SIGHUP": "",
     "worker SIGKILL": "",
+    "gevent": "worker_class = 'gevent'",
 }
 
 

@@ -26,7 +26,7 @@ def logconfig_dict(
     handlers: dict[str, Any] = {"aiolog": {"class": "aiolog.AiologHandler", "app": app, **options}}
     if stderr_level is not None:
         handlers["stderr"] = {"class": "logging.StreamHandler", "level": stderr_level, "formatter": "generic"}
-    own = {"level": level, "handlers": [], "propagate": True}
+    own: dict[str, Any] = {"level": level, "handlers": [], "propagate": True}
     return {
         "version": 1,
         "disable_existing_loggers": False,
