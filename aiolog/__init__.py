@@ -8,8 +8,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
+    from aiolog.configure import setup
+    from aiolog.context import bind, clear, unbind
     from aiolog.errors import AiologError, ConfigError, ProtocolError
-    from aiolog.handler import AiologHandler
+    from aiolog.handler import AiologHandler, flush
 
 __version__ = "0.1.0"
 
@@ -18,9 +20,25 @@ _HOMES = {
     "AiologError": "aiolog.errors",
     "ConfigError": "aiolog.errors",
     "ProtocolError": "aiolog.errors",
+    "bind": "aiolog.context",
+    "clear": "aiolog.context",
+    "flush": "aiolog.handler",
+    "setup": "aiolog.configure",
+    "unbind": "aiolog.context",
 }
 
-__all__ = ["AiologError", "AiologHandler", "ConfigError", "ProtocolError", "__version__"]
+__all__ = [
+    "AiologError",
+    "AiologHandler",
+    "ConfigError",
+    "ProtocolError",
+    "__version__",
+    "bind",
+    "clear",
+    "flush",
+    "setup",
+    "unbind",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ is cut, so that putting a record needs no lock::
              │              ▲ │
         drop_oldest         └─┘ rewind, after a reconnect: send again
 
-Who may call what: any number of threads, signal handlers included, ``put``, ``refuse`` and ``drop_oldest``; only
+Who may call what: any number of threads, signal handlers too, ``offer``, ``put``, ``refuse`` and ``drop_oldest``; only
 the sender everything else. No lock is taken. That is sound on CPython with its GIL: ``deque.append`` and
 ``deque.popleft`` are atomic, and so is ``self.x += n`` for an ``n`` already computed, because the interpreter
 changes threads and runs signal handlers only at calls and at the ends of loops (Python/ceval.c: since 3.10 the
@@ -143,6 +143,16 @@ class Backlog:
                 return False
             mark.seq = self._renewals, self._cut_seq
         return (self._renewals, self.acked_seq) >= mark.seq
+
+    def offer(self, packed: bytes) -> bool:
+        """Add one packed record if there is room, as :attr:`is_over` and :meth:`put` do in one call; whether it was."""
+        if self._put_bytes - self._dropped_bytes - self._gone_bytes > self.buffer_bytes:
+            return False
+        size_bytes = len(packed) + RECORD_OVERHEAD_BYTES
+        self._put_bytes += size_bytes
+        self.accepted += 1
+        self._queue.append(packed)
+        return True
 
     def put(self, packed: bytes) -> None:
         """Add one packed record."""

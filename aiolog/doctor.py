@@ -157,7 +157,7 @@ def _of_route(route: Route, top: logging.Logger) -> Iterator[Finding]:
     twice = sorted({where(one) for one in route.handlers if [where(h) for h in route.handlers].count(where(one)) > 1})
     for address in twice:
         yield Finding(
-            f"{route.name}: a record reaches {address} by {len(route.handlers)} handlers",
+            f"{route.name}: a record comes to {address} by several handlers (and is sent once)",
             f"Take the handler off {route.name}, or set its propagate to False",
         )
     if route.handlers or route.end != route.name or route.name == top.name:
@@ -267,8 +267,9 @@ def consult(handler: AiologHandler, *, timeout_seconds: float, http_url: str | N
     address = handler.address
     is_local = isinstance(address, (str, bytes))
     if not is_local and type(handler).makeSocket is AiologHandler.makeSocket:  # else a TLS of the application's own
-        host, port = address
-        durability = greet(Address(host, port, handler.token), timeout_seconds=timeout_seconds).durability
+        durability = greet(
+            Address(str(address[0]), int(address[1]), handler.token), timeout_seconds=timeout_seconds
+        ).durability
     record = logging.LogRecord(LOGGER, logging.INFO, __file__, 0, "aiolog doctor was here", None, None)
     acked = handler.stats()["acked"]
     began = time.perf_counter()

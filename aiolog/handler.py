@@ -18,14 +18,20 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from logging.handlers import DEFAULT_TCP_LOGGING_PORT, SocketHandler
-from typing import Any
+from time import monotonic
+from typing import Any, TypeAlias
 
+from aiolog import context
 from aiolog.backlog import MIN_BUFFER_BYTES, MIN_SPOOL_BYTES, Backlog
+from aiolog.labels import process_labels
 from aiolog.protocol import MAX_RECORD_BYTES, SESSION_BYTES, VERSION, Hello, pack_record
-from aiolog.record import Encoder
+from aiolog.record import MARK, Encoder
 from aiolog.sender import Sender
+
+# A handler in one process: its pid, and the three that a record goes through.
+_Life: TypeAlias = tuple[int, Encoder, Backlog, Sender]
 
 POLICIES = ("block", "drop_oldest", "drop_newest")
 BUFFER_BYTES = 16 << 20  # about 100,000 records: a server restart at full speed, and a tenth of a small container
@@ -33,10 +39,61 @@ LATE_FLUSH_SECONDS = 1.0  # for a record that comes when the process is already 
 SPOOL_MAX_BYTES = 256 << 20  # about 1.5 million records: an hour of a busy service
 FINALIZE_PRIORITY = -100  # after every finalizer with a priority of its own: those may log
 
+_UNBORN: Any = (0, None, None, None)  # before the first record: no process has the pid 0
+
 _default_formatter = logging.Formatter()
+_context = context.bound
+_modules = sys.modules
 _handlers: weakref.WeakSet[AiologHandler] = weakref.WeakSet()  # for forks and exits
 _covered_pid = 0  # the process whose exit is taken care of
 _exiting = False  # this process has had its last flush: what comes now is flushed record by record
+
+
+SETTINGS = (
+    "host", "port", "app", "labels", "token", "buffer_bytes", "when_full", "block_timeout_seconds",
+    "flush_timeout_seconds", "heartbeat_seconds", "connect_timeout_seconds", "spool_dir", "spool_max_bytes", "redact",
+)  # fmt: skip
+"""The names of what the constructor takes."""
+
+_LEAST = {
+    "buffer_bytes": MIN_BUFFER_BYTES,
+    "block_timeout_seconds": 0,
+    "flush_timeout_seconds": 0,
+    "heartbeat_seconds": 0.001,
+    "connect_timeout_seconds": 0.001,
+    "spool_max_bytes": MIN_SPOOL_BYTES,
+}
+_OF_ONE_PROCESS = {"lock", "_lives", "_encoder", "_sender", "_former", "_life", "_pid", "_late_seconds", "_mark"}
+
+
+def _checked(**settings: Any) -> dict[str, Any]:
+    """Return settings as a handler keeps them. Raises ``ValueError`` in a sentence that says what can be."""
+    port, when_full, labels = settings["port"], settings["when_full"], settings["labels"]
+    if when_full not in POLICIES:
+        raise ValueError(f"when_full is {when_full!r}; it must be one of {', '.join(POLICIES)}")
+    for name, least in _LEAST.items():
+        value = settings[name]
+        if type(value) not in (int, float) or not value >= least:
+            raise ValueError(f"{name} is {value!r}; the least that works is {least}")
+    if isinstance(port, str) and port.isdecimal():  # from an environment variable or an INI file
+        port = int(port)
+    if port is not None and (type(port) is not int or not 0 <= port < 1 << 16):
+        raise ValueError(f"port is {port!r}; it must be a number below 65536, or None for a Unix socket")
+    for name in ("host", "app", "token"):
+        if not isinstance(settings[name], str):
+            raise ValueError(f"{name} is {settings[name]!r}; it must be text")  # noqa: TRY004 - the one promise
+    if labels is not None and not isinstance(labels, Mapping):
+        raise ValueError(f"labels is {labels!r}; it must be a mapping of names to values")
+    settings["port"] = port
+    settings["labels"] = {str(name): str(value) for name, value in (labels or {}).items()}
+    if settings["spool_dir"] is not None:
+        # Absolute: the process may change its directory, and its children too.
+        settings["spool_dir"] = os.path.abspath(settings["spool_dir"])  # noqa: PTH100 - no pathlib here
+    if settings["redact"] is not None:
+        from aiolog.redaction import compiled  # noqa: PLC0415 - only who redacts pays for it
+
+        compiled(settings["redact"])
+    return settings
 
 
 class AiologHandler(SocketHandler):
@@ -53,9 +110,28 @@ class AiologHandler(SocketHandler):
     ``spool_dir``: a directory for records that are not acked yet. With it, what a log call returned from survives
     the death of its process: the next handler with that directory, or ``aiolog recover``, sends it. It may have
     ``spool_max_bytes`` for each process, and ``when_full`` is about these.
+    ``redact``: what is taken out of messages, tracebacks, stacks and extras before they are kept anywhere: a function
+    from text to text, ``"default"`` (headers, passwords, keys: :mod:`aiolog.redaction`), or a list of patterns.
+
+    A record that reaches two handlers for one server, or one handler by two loggers, is sent once.
 
     Raises ``ValueError`` for a setting that cannot be; never because a server is down.
     """
+
+    app: str
+    labels: dict[str, str]
+    token: str
+    buffer_bytes: int
+    when_full: str
+    block_timeout_seconds: float
+    flush_timeout_seconds: float
+    heartbeat_seconds: float
+    connect_timeout_seconds: float
+    spool_dir: str | None
+    spool_max_bytes: int
+    redact: Any
+
+    _is_special = False  # a subclass has its own idea of one of the steps between handle() and the backlog
 
     def __init__(
         self,
@@ -73,31 +149,62 @@ class AiologHandler(SocketHandler):
         connect_timeout_seconds: float = 1.0,
         spool_dir: str | os.PathLike[str] | None = None,
         spool_max_bytes: int = SPOOL_MAX_BYTES,
+        redact: Callable[[str], str] | Iterable[Any] | None = None,
     ) -> None:
-        if when_full not in POLICIES:
-            raise ValueError(f"when_full is {when_full!r}; it must be one of {', '.join(POLICIES)}")
-        if buffer_bytes < MIN_BUFFER_BYTES:
-            raise ValueError(f"buffer_bytes is {buffer_bytes}; the least that works is {MIN_BUFFER_BYTES}")
-        if spool_max_bytes < MIN_SPOOL_BYTES:
-            raise ValueError(f"spool_max_bytes is {spool_max_bytes}; the least that works is {MIN_SPOOL_BYTES}")
-        if isinstance(port, str):  # from an environment variable or an INI file
-            port = int(port)
-        super().__init__(host, port)
+        settings = _checked(
+            host=host,
+            port=port,
+            app=app,
+            labels=labels,
+            token=token,
+            buffer_bytes=buffer_bytes,
+            when_full=when_full,
+            block_timeout_seconds=block_timeout_seconds,
+            flush_timeout_seconds=flush_timeout_seconds,
+            heartbeat_seconds=heartbeat_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
+            spool_dir=spool_dir,
+            spool_max_bytes=spool_max_bytes,
+            redact=redact,
+        )
+        super().__init__(settings["host"], settings["port"])
+        self.__dict__.update(settings)
         self.retryStart = 0.05
         self.retryMax = 0.5  # a restarted server has its clients back within half a second; a refused try costs 50 µs
-        self.app = app
-        self.labels = {str(name): str(value) for name, value in (labels or {}).items()}
-        self.token = token
-        self.buffer_bytes = buffer_bytes
-        self.when_full = when_full
-        self.block_timeout_seconds = block_timeout_seconds
-        self.flush_timeout_seconds = flush_timeout_seconds
-        self.heartbeat_seconds = heartbeat_seconds
-        self.connect_timeout_seconds = connect_timeout_seconds
-        # Absolute: the process may change its directory, and its children too.
-        self.spool_dir = None if spool_dir is None else os.path.abspath(spool_dir)  # noqa: PTH100 - no pathlib here
-        self.spool_max_bytes = spool_max_bytes
+        self._former: list[Sender] = []
         self._begin()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._is_special = any(
+            getattr(cls, name) is not getattr(AiologHandler, name) for name in ("filter", "emit", "makePickle", "send")
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the constructor takes, as it stands now."""
+        return {name: self.__dict__[name] for name in SETTINGS}
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Go on with other settings, and once more after ``close()``; those that are not named stay.
+
+        What is held already is sent on, to the server that is named now. Raises ``TypeError`` and ``ValueError`` as
+        the constructor does, and then nothing has changed.
+        """
+        before = self.settings()
+        checked = _checked(**{**before, **settings})
+        sender = self._sender
+        if checked != before:
+            self.__dict__.update(checked)
+            self.address = self.host if self.port is None else (self.host, self.port)
+            self._begin()
+            if sender is not None:
+                self._former.append(sender)
+                sender.authorize(self.token)
+                sender.stop(0)
+        elif sender is not None and sender.stopping:
+            with contextlib.suppress(RuntimeError):  # no more threads: each record is flushed as it comes
+                sender.resume()
+        logging._addHandlerRef(self)  # type: ignore[attr-defined]  # noqa: SLF001 - dictConfig() has forgotten it
 
     def _begin(self) -> None:
         """Set what belongs to one process, and not to the settings."""
@@ -106,7 +213,11 @@ class AiologHandler(SocketHandler):
         self._encoder: Encoder | None = None
         self._sender: Sender | None = None
         self._pid = 0  # the process that the two are for
+        self._life: _Life = _UNBORN
         self._late_seconds = LATE_FLUSH_SECONDS
+        self._mark = f"{MARK}{self.address}"  # the attribute of a record that went there
+        if self.redact is not None:  # now, for the same reason as below
+            import aiolog.redaction  # noqa: PLC0415 - only who redacts pays for it
         if self.spool_dir is not None:  # now, as an import amid a fork leaves the child with half a module
             import aiolog.recovery  # noqa: F401, PLC0415 - only who has a spool pays for it
         _handlers.add(self)
@@ -115,15 +226,46 @@ class AiologHandler(SocketHandler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Filter and emit, without the handler's lock: nothing here needs it, and a flush may hold it long."""
+        # This is what a log call costs, so all that an everyday record needs stands here in line: whatever is not
+        # everyday, and whatever goes wrong before the record is in the backlog, takes the long way.
+        try:
+            attributes = record.__dict__
+            if self._mark in attributes and attributes[self._mark] == id(record):
+                return True  # it has come by another logger, or by another handler for this server
+            pid, encoder, backlog, sender = self._life
+            if attributes["process"] != pid or self.filters or self._is_special:
+                return self._handle_fully(record)
+            fields = _context()
+            if fields is not None or "opentelemetry.trace" in _modules:
+                fields = context.with_trace(fields)
+            packed = pack_record(encoder.encode(record, fields))
+            if len(packed) > MAX_RECORD_BYTES or not backlog.offer(packed):
+                return self._handle_fully(record)
+        except Exception:  # noqa: BLE001 - the long way tells what it was
+            return self._handle_fully(record)
+        attributes[self._mark] = id(record)
+        if sender.asleep:
+            sender.wake()
+        if sender.stopping or _exiting:
+            self._send_late(sender)
+        return True
+
+    def _handle_fully(self, record: logging.LogRecord) -> bool:
         passed: Any = self.filter(record)  # from 3.12 a filter may return another record
         if passed:
             self.emit(record if passed is True else passed)
+            with contextlib.suppress(Exception):  # no dictionary: no attributes, and no duplicates to be known
+                record.__dict__[self._mark] = id(record)
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Encode the record and put it into the backlog. Raises nothing."""
         try:
-            self.send(self.makePickle(record))
+            if self._is_special:
+                self.send(self.makePickle(record))
+            else:
+                life = self._living(record)
+                self._put(life, _packed(life, record))
         except RecursionError:  # as StreamHandler does (bpo-36272)
             raise
         except Exception:  # noqa: BLE001 - the contract of every handler
@@ -131,27 +273,25 @@ class AiologHandler(SocketHandler):
 
     def makePickle(self, record: logging.LogRecord) -> bytes:  # noqa: N802
         """Return the record as it goes into a batch: msgpack, where the standard handler pickles."""
+        return _packed(self._living(record), record)
+
+    def send(self, s: Any) -> None:
+        """Put one packed record into the backlog; the sender's thread does the rest."""
+        self._put(self._life, s)  # makePickle came first
+
+    def _living(self, record: logging.LogRecord) -> _Life:
+        """Return this process's life, and begin it if need be."""
         try:
             is_ours = record.process == self._pid
         except Exception:  # noqa: BLE001 - a foreign object, or none
             is_ours = False
-        if not is_ours or self._encoder is None:
+        if not is_ours:
             self._meet()
-        encoder = self._encoder
-        assert encoder is not None
-        try:
-            packed = pack_record(encoder.encode(record))
-            if len(packed) <= MAX_RECORD_BYTES:
-                return packed
-        except (ValueError, OverflowError, TypeError):  # plain, and yet msgpack will not have it
-            pass
-        return pack_record(encoder.encode_small(record))
+        return self._life
 
-    def send(self, s: Any) -> None:
-        """Put one packed record into the backlog; the sender's thread does the rest."""
-        sender = self._sender
-        assert sender is not None  # makePickle came first
-        sender.put(s)
+    def _put(self, life: _Life, packed: bytes) -> None:
+        sender = life[3]
+        sender.put(packed)
         if sender.stopping or _exiting:
             self._send_late(sender)
 
@@ -179,6 +319,7 @@ class AiologHandler(SocketHandler):
             process_name=logging.LogRecord("", 0, "", 0, "", None, None).processName,  # as in all of this process
             start_time=logging._startTime,  # type: ignore[attr-defined]  # noqa: SLF001 - relativeCreated's zero
             format_exception=self._format_exception,
+            **self._redaction(),
         )
         hello = Hello(
             version=VERSION,
@@ -187,23 +328,32 @@ class AiologHandler(SocketHandler):
             process_name=encoder.process_name,
             host=socket.gethostname(),
             app=self.app,
-            labels=self.labels,
+            labels={**process_labels(os.environ, os.getppid()), **self.labels},
             start_time=encoder.start_time,
             token=self.token,
             acked=0,
         )
         fresh = encoder, Sender(self, self._new_backlog(hello, encoder), hello, encoder.definitions)
         life = self._lives.setdefault(pid, fresh)
-        self._encoder, self._sender = life
+        self._encoder, self._sender = encoder, sender = life
+        self._life = pid, encoder, sender.backlog, sender
         self._pid = pid
         if life is fresh:
             _cover_exit(pid)
             try:
-                life[1].start()
+                sender.start()
             except RuntimeError:
-                life[1].stop(0)  # each record will be flushed as it comes
+                sender.stop(0)  # each record will be flushed as it comes
             else:
                 self._recover()
+
+    def _redaction(self) -> dict[str, Any]:
+        if self.redact is None:
+            return {}
+        from aiolog.redaction import compiled  # noqa: PLC0415 - loaded when this handler was made
+
+        redaction = compiled(self.redact)
+        return {} if redaction is None else {"redact": redaction.text, "hides": redaction.hides}
 
     def _new_backlog(self, hello: Hello, encoder: Encoder) -> Backlog:
         """Return what the records are put into; a spool touches no file before the first."""
@@ -237,13 +387,27 @@ class AiologHandler(SocketHandler):
 
         Safe to call with any lock of ``logging`` held.
         """
-        if self._sender is not None:
-            self._sender.flush(self.flush_timeout_seconds if timeout is None else timeout, insist=timeout is not None)
+        self.flushed(timeout)
+
+    def flushed(self, timeout: float | None = None) -> bool:
+        """Do as :meth:`flush` does; whether everything was acked, or dropped and told."""
+        seconds = self.flush_timeout_seconds if timeout is None else timeout
+        until = monotonic() + seconds
+        settled = True
+        for sender in self._senders():
+            settled &= sender.flush(seconds, insist=timeout is not None)
+            seconds = max(0.0, until - monotonic())
+        return settled
+
+    def _senders(self) -> list[Sender]:
+        """Return all of this process: one, and those of settings that it had before."""
+        return [*self._former, *(() if self._sender is None else (self._sender,))]
 
     def close(self) -> None:
         """Flush, end the session and the thread. A record that comes later is delivered all the same."""
-        sender = self._sender
-        if sender is not None and not sender.stop(self.flush_timeout_seconds):
+        for sender in self._senders():
+            if sender.stop(self.flush_timeout_seconds):
+                continue
             what = f"{sender.backlog.records} records of process {self._pid} could not be delivered yet; "
             if sender.backlog.is_durable:
                 sender.say(f"{what}they are kept in {self.spool_dir}, for `aiolog recover` or the next process")
@@ -253,9 +417,10 @@ class AiologHandler(SocketHandler):
 
     def forget(self) -> None:
         """Forget the parent's session in a forked child: the parent sends its own records itself."""
-        sender = self._sender
+        senders = self._senders()
+        self._former = []
         self._begin()
-        if sender is not None:
+        for sender in senders:
             sender.abandon()
 
     def stats(self) -> dict[str, Any]:
@@ -264,30 +429,33 @@ class AiologHandler(SocketHandler):
         ``accepted`` = ``acked`` + all of ``dropped`` + ``buffered``. ``sent`` counts each record once, however
         often a connection had to be made anew.
         """
-        sender = self._sender
-        backlog = sender.backlog if sender is not None else Backlog(self.buffer_bytes)
+        sender, former = self._sender, self._former
+        backlogs = [one.backlog for one in self._senders()] or [Backlog(self.buffer_bytes)]
         # Each is read once, and accepted last: other threads go on counting, and a difference must not be negative.
-        acked, dropped = backlog.acked, dict(backlog.dropped)
-        accepted = backlog.accepted
+        acked = sum(backlog.acked for backlog in backlogs)
+        dropped = dict(backlogs[0].dropped)
+        for backlog in backlogs[1:]:
+            dropped = {reason: count + backlog.dropped[reason] for reason, count in dropped.items()}
+        accepted = sum(backlog.accepted for backlog in backlogs)
         return {
             "accepted": accepted,
-            "sent": backlog.sent,
+            "sent": sum(backlog.sent for backlog in backlogs),
             "acked": acked,
             "dropped": dropped,
             "buffered": accepted - acked - sum(dropped.values()),
-            "buffered_bytes": backlog.size_bytes,
+            "buffered_bytes": sum(backlog.size_bytes for backlog in backlogs),
             "connected": sender is not None and sender.connected,
-            "reconnects": max(0, sender.reconnects) if sender is not None else 0,
+            "reconnects": sum(max(0, one.reconnects) for one in (*former, *((sender,) if sender else ()))),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone: an unpickled handler begins its own session (spawn, forkserver)."""
-        own = {"lock", "_lives", "_encoder", "_sender", "_pid", "_late_seconds"}
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_ONE_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.createLock()
+        self._former = []
         logging._addHandlerRef(self)  # type: ignore[attr-defined]  # noqa: SLF001 - as Handler.__init__ does
         self._begin()
 
@@ -351,8 +519,7 @@ def _flush_at_exit(*_: Any, **__: Any) -> None:
     global _exiting  # noqa: PLW0603
     _exiting = True
     for handler in list(_handlers):
-        sender = handler._sender  # noqa: SLF001
-        if sender is not None:
+        for sender in handler._senders():  # noqa: SLF001
             sender.stop(handler.flush_timeout_seconds)
 
 
@@ -369,6 +536,34 @@ def _flush_before_uvicorn_ends(record: logging.LogRecord) -> bool:
         if getattr(server, "_captured_signals", None):
             _flush_at_exit()
     return True
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Wait until the server has acked what every handler of this process holds; whether it has.
+
+    At most ``timeout`` seconds in all; without one, each handler takes its ``flush_timeout_seconds``. What was dropped
+    and told counts as settled.
+    """
+    until = None if timeout is None else monotonic() + timeout
+    settled = True
+    for handler in list(_handlers):
+        settled &= handler.flushed(None if until is None else max(0.0, until - monotonic()))
+    return settled
+
+
+def _packed(life: _Life, record: logging.LogRecord) -> bytes:
+    """Return the bytes of a record, made small if it does not fit a frame otherwise."""
+    encoder = life[1]
+    fields = _context()
+    if fields is not None or context.is_traced():
+        fields = context.with_trace(fields)
+    try:
+        packed = pack_record(encoder.encode(record, fields))
+        if len(packed) <= MAX_RECORD_BYTES:
+            return packed
+    except (ValueError, OverflowError, TypeError):  # plain, and yet msgpack will not have it
+        pass
+    return pack_record(encoder.encode_small(record, fields))
 
 
 def _forget_at_fork() -> None:

@@ -234,13 +234,12 @@ def encode(message: Message) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def pack_record(wire: Sequence[Any]) -> bytes:
-    """Return the bytes of one wire record, a part of a batch's payload.
+# The packer's own method: a function around it would cost each log call a twentieth of what it has.
+pack_record: Callable[[Sequence[Any]], bytes] = _pack
+"""Return the bytes of one wire record, a part of a batch's payload.
 
-    Raises whatever msgpack raises for a value that is not plain; :mod:`aiolog.record` makes only plain ones.
-    """
-    packed: bytes = _pack(wire)
-    return packed
+Raises whatever msgpack raises for a value that is not plain; :mod:`aiolog.record` makes only plain ones.
+"""
 
 
 def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes]) -> bytes:

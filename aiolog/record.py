@@ -16,6 +16,9 @@ message     the rendered message, text. ``args`` never travel: they may hold sec
 rare        a map with what most records do not have: ``exc_text``, ``stack_info``, ``taskName``; ``extra``, a
             flat array of names and values; and any standard attribute that differs from what the rest gives
 ==========  ==================================================================================================
+
+What frameworks do to records is undone here, so that each has a message and fields: structlog's dictionaries in place
+of a message, loguru's nested ``extra``, gunicorn's atoms in place of arguments, requests in place of text.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one
 MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
 MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
+MAX_PLAIN_CHARS = 96 << 10  # up to here a message alone cannot make a record too large, however wide its characters
+MAX_OBJECT_CHARS = 4 << 10  # of the text of an object that nobody knows: a table or a tensor is no field
 MAX_TRACE_CHARS = 64 << 10  # of an exception's or a stack's text: about 800 frames
 MAX_EXTRA_CHARS = 64 << 10  # of all texts in one record's extra together
 MAX_EXTRA_NODES = 1_000  # values in one record's extra, nested ones counted: bounds breadth
@@ -43,6 +48,10 @@ SECOND_NS = 10**9
 MILLISECOND_NS = 10**6
 
 MALFORMED = "aiolog_malformed"  # the extra that marks a record whose sender broke its form
+MARK = "_aiolog_sent:"  # begins the attribute that tells which server a record went to; no extra
+REDACTION_FAILED = "[aiolog: redaction failed]"
+REDACTED = "[redacted]"
+REDACTION_MARGIN_CHARS = 4 << 10  # what a redaction sees beyond a text's limit, so that no secret is cut before
 
 # LogRecord counts in nanoseconds from CPython 3.13 (Lib/logging/__init__.py, LogRecord.__init__).
 _NANOSECONDS = sys.version_info >= (3, 13)
@@ -66,6 +75,23 @@ _RARE_KINDS: dict[Any, tuple[type, ...]] = {
     **dict.fromkeys(("process", "thread"), (int, type(None))),
     **dict.fromkeys(("funcName", "threadName", "processName", "taskName", "exc_text", "stack_info"), (str, type(None))),
 }
+_LOGURU_TRACEBACK = "\n"  # loguru's exc_text: the traceback stands in the message already (loguru/_simple_sinks.py)
+# gunicorn's access records have a dictionary as arguments, with every header in it; these of it travel as fields:
+# gunicorn/glogging.py has them in Logger.atoms.
+_GUNICORN_ACCESS = "gunicorn.access"
+_ATOMS = {
+    "h": "client_ip",
+    "m": "method",
+    "U": "path",
+    "q": "query",
+    "s": "status",
+    "B": "bytes",
+    "D": "duration_us",
+    "f": "referer",
+    "a": "user_agent",
+}
+# Where a request's method and path are properties, which are only asked of classes that are known to be quick.
+_REQUEST_MODULES = ("aiohttp.", "django.", "rest_framework.", "starlette.", "werkzeug.")
 _site_of = itemgetter(*_SITE_NAMES)
 _usual_of = itemgetter(*_USUAL_NAMES)
 _moment_of = itemgetter("created", "msecs", "relativeCreated", "thread", "threadName", "msg", "args")
@@ -181,6 +207,8 @@ class Encoder:
         process_name: str | None,
         start_time: float,
         format_exception: Callable[[Any], str],
+        redact: Callable[[str], str] | None = None,
+        hides: Callable[[str], bool] | None = None,
     ) -> None:
         self.definitions: list[Definition] = []
         self._sites: dict[tuple[Any, ...], int] = {}
@@ -191,19 +219,22 @@ class Encoder:
         self.process_name = process_name
         self.start_time = start_time
         self._format_exception = format_exception
+        self._redact = redact
+        self._hides = hides
         self._usual = (None, None, None, pid, process_name, None)[: len(_USUAL_NAMES)]
 
-    def encode(self, record: logging.LogRecord) -> WireRecord:
-        """Return the wire record: a list of four or five msgpack-able values. Never raises an ``Exception``."""
+    def encode(  # noqa: PLR0911 - each way out is a comparison that failed
+        self, record: logging.LogRecord, context: Mapping[str, Any] | None = None
+    ) -> WireRecord:
+        """Return the wire record: a list of four or five msgpack-able values. Never raises an ``Exception``.
+
+        ``context``: fields that become extras unless the record has its own of that name.
+        """
         attributes = record.__dict__
         try:
             site = self._sites[_site_of(attributes)]
             created, msecs, relative, ident, thread_name, msg, args = _moment_of(attributes)
             thread = self._threads[ident, thread_name]
-            if _usual_of(attributes) != self._usual or (
-                len(attributes) != _PLAIN_COUNT and not attributes.keys() <= _FAST_ATTRIBUTES
-            ):
-                return self._encode_slowly(record)
             start = self.start_time
             # Exactly what LogRecord computed, so that the server can do it again. See the module's docstring.
             if _NANOSECONDS:
@@ -214,49 +245,77 @@ class Encoder:
                     or (created_ns - start) / 1e6 != relative
                     or created_ns >> 64  # before 1970, or more than msgpack can carry
                 ):
-                    return self._encode_slowly(record)
+                    return self._encode_slowly(record, context)
                 created = created_ns
             elif (created - start) * 1000 != relative or created % 1 * 1000 // 1 != msecs:
-                return self._encode_slowly(record)
+                return self._encode_slowly(record, context)
             # getMessage() written out; a subclass of LogRecord may have its own, as with {-style messages.
             if type(record) is logging.LogRecord and type(msg) is str:
                 message = msg % args if args else msg
+            elif type(msg) is dict:
+                return self._encode_slowly(record, context)
             else:
                 message = record.getMessage()
-            if type(message) is not str or len(message) > MAX_MESSAGE_CHARS:
-                return self._encode_slowly(record)
+            if type(message) is not str or len(message) > MAX_PLAIN_CHARS:
+                return self._encode_slowly(record, context)
+            if self._redact is not None:
+                message = self._cleared(message, MAX_MESSAGE_CHARS)
+            if (
+                _usual_of(attributes) != self._usual
+                or context is not None
+                or type(args) is not tuple
+                or (len(attributes) != _PLAIN_COUNT and not attributes.keys() <= _FAST_ATTRIBUTES)
+            ):
+                rare = self._rare(attributes, context)
+                if rare:
+                    return [created, site, thread, message, rare]
         except Exception:  # noqa: BLE001 - foreign code ran; the slow way finds out which attribute it was
-            return self._encode_slowly(record)
+            return self._encode_slowly(record, context)
         return [created, site, thread, message]
 
-    def encode_small(self, record: logging.LogRecord) -> WireRecord:
+    def encode_small(self, record: logging.LogRecord, context: Mapping[str, Any] | None = None) -> WireRecord:
         """Return the wire record with every text cut to an eighth: for a record that did not fit a frame."""
-        return self._encode_slowly(record, shrink=8)
+        return self._encode_slowly(record, context, shrink=8)
 
-    def _encode_slowly(self, record: logging.LogRecord, shrink: int = 1) -> WireRecord:
-        """Encode attribute by attribute: for first-time sites, rare attributes and anything odd."""
+    def _encode_slowly(
+        self, record: logging.LogRecord, context: Mapping[str, Any] | None = None, shrink: int = 1
+    ) -> WireRecord:
+        """Encode attribute by attribute: for first-time sites, odd attributes and messages that are none."""
         attributes = record.__dict__
-        message = _clip(_render(record), MAX_MESSAGE_CHARS // shrink)
-        rare = self._rare(attributes, shrink)
+        event = _event(attributes.get("msg"))
+        message = _render(record) if event is None else _text(event.pop("event"))
+        message = self._cleared(message, MAX_MESSAGE_CHARS // shrink)
+        rare = self._rare(attributes, context, event, shrink)
         created = self._created(attributes, rare)
         wire: list[Any] = [created, self._site(attributes), self._thread(attributes), message]
         if rare:
             wire.append(rare)
         return wire
 
-    def _rare(self, attributes: dict[Any, Any], shrink: int) -> dict[str, Any]:
+    def _cleared(self, text: str, limit: int) -> str:
+        """Return a text without what is not to leave this process, cut to its limit."""
+        redact = self._redact
+        if redact is None:
+            return _clip(text, limit)
+        return _clip(_redacted(redact, text[: limit + REDACTION_MARGIN_CHARS]), limit, len(text))
+
+    def _rare(
+        self,
+        attributes: dict[Any, Any],
+        context: Mapping[str, Any] | None,
+        event: dict[str, Any] | None = None,
+        shrink: int = 1,
+    ) -> dict[str, Any]:
+        """Return what most records do not have; ``event`` is what structlog logged beside the message."""
         # Values are compared by type first: the == and the truth of a foreign object may raise.
         rare: dict[str, Any] = {}
-        exc_text = attributes.get("exc_text")
-        if not _is_given(exc_text) and _is_given(attributes.get("exc_info")):
-            try:
-                exc_text = self._format_exception(attributes["exc_info"])
-            except Exception as error:  # noqa: BLE001 - a broken exc_info must not cost the record
-                exc_text = f"[aiolog: the traceback could not be formatted: {type(error).__name__}]"
+        exc_text, stack_info = self._exc_text(attributes, event), attributes.get("stack_info")
+        if event is not None and not _is_given(stack_info) and type(event.get("stack")) is str:
+            stack_info = event.pop("stack")
         if _is_given(exc_text):
-            rare["exc_text"] = _clip(_text(exc_text), MAX_TRACE_CHARS // shrink)
-        if _is_given(stack_info := attributes.get("stack_info")):
-            rare["stack_info"] = _clip(_text(stack_info), MAX_TRACE_CHARS // shrink)
+            rare["exc_text"] = self._cleared(_text(exc_text), MAX_TRACE_CHARS // shrink)
+        if _is_given(stack_info):
+            rare["stack_info"] = self._cleared(_text(stack_info), MAX_TRACE_CHARS // shrink)
         if (task_name := attributes.get("taskName")) is not None:
             rare["taskName"] = _name(task_name)
         pid, process_name = attributes.get("process"), attributes.get("processName")
@@ -266,15 +325,32 @@ class Encoder:
             type(process_name) is not str or process_name != self.process_name
         ):
             rare["processName"] = None if process_name is None else _name(process_name)
-        extra = [
-            (name, value)
-            for name, value in attributes.copy().items()
-            if type(name) is not str or name not in STANDARD_ATTRIBUTES
-        ]
+        extra = _extras(attributes, context, event)
         if extra:
-            plain = _Plain(MAX_EXTRA_NODES // shrink, MAX_EXTRA_CHARS // shrink)
-            rare["extra"] = [part for pair in plain.mapping(extra, MAX_EXTRA_DEPTH).items() for part in pair]
+            plain = _Plain(MAX_EXTRA_NODES // shrink, MAX_EXTRA_CHARS // shrink, self._redact, self._hides)
+            rare["extra"] = [part for pair in plain.mapping(extra.items(), MAX_EXTRA_DEPTH).items() for part in pair]
         return rare
+
+    def _exc_text(self, attributes: Mapping[Any, Any], event: dict[str, Any] | None) -> Any:
+        """Return the traceback of a record, or something empty; takes it out of ``event``."""
+        exc_text, exc_info = attributes.get("exc_text"), attributes.get("exc_info")
+        if event is not None:
+            told = event.pop("exc_info", None)
+            exc_info = exc_info if _is_given(exc_info) else told
+            if not _is_given(exc_text) and type(event.get("exception")) is str:
+                exc_text = event.pop("exception")
+        if type(exc_text) is str and exc_text == _LOGURU_TRACEBACK:
+            return None
+        if _is_given(exc_text) or not _is_given(exc_info):
+            return exc_text
+        try:
+            if issubclass(type(exc_info), BaseException):
+                exc_info = (type(exc_info), exc_info, exc_info.__traceback__)  # type: ignore[union-attr]
+            elif type(exc_info) is not tuple:
+                exc_info = sys.exc_info()
+            return self._format_exception(exc_info)
+        except Exception as error:  # noqa: BLE001 - a broken exc_info must not cost the record
+            return f"[aiolog: the traceback could not be formatted: {type(error).__name__}]"
 
     def _created(self, attributes: Mapping[str, Any], rare: dict[str, Any]) -> float:
         """Return the moment for the wire; whatever the server would not compute from it goes into ``rare``."""
@@ -377,10 +453,93 @@ def _repr(value: Any) -> str:
         return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
-def _clip(text: str, limit: int) -> str:
-    if len(text) <= limit:
+def _clip(text: str, limit: int, length: int = 0) -> str:
+    """Cut a text to its limit, and say so; ``length`` is what it had if somebody has cut it already."""
+    if len(text) <= limit and length <= limit + REDACTION_MARGIN_CHARS:
         return text
-    return f"{text[:limit]}… [aiolog: cut from {len(text)} characters]"
+    return f"{text[:limit]}… [aiolog: cut from {max(len(text), length)} characters]"
+
+
+def _redacted(redact: Callable[[str], str], text: str) -> str:
+    """Return what a hook of the application leaves of a text; nothing of it if the hook fails."""
+    try:
+        left: Any = redact(text)
+        if isinstance(left, str):
+            return left if type(left) is str else str.__str__(left)
+    except Exception:  # noqa: BLE001, S110 - said in place of the text
+        pass
+    return REDACTION_FAILED
+
+
+def _event(msg: Any) -> dict[str, Any] | None:
+    """Return what structlog logs in place of a message (ProcessorFormatter.wrap_for_formatter), None for all else."""
+    if type(msg) is not dict:
+        return None
+    event = {name if type(name) is str else _text(name): value for name, value in msg.copy().items()}
+    return event if "event" in event else None
+
+
+def _extras(
+    attributes: dict[Any, Any], context: Mapping[str, Any] | None, event: dict[str, Any] | None
+) -> dict[Any, Any]:
+    """Return the fields of a record by name, what is nearest to the log call winning."""
+    extras: dict[Any, Any] = {_free(name): value for name, value in context.items()} if context else {}
+    logger, level = (name if type(name) is str else "" for name in map(attributes.get, ("name", "levelname")))
+    if logger == _GUNICORN_ACCESS and issubclass(type(atoms := attributes.get("args")), dict):
+        extras.update(_atoms(atoms))
+    for name, value in attributes.copy().items():
+        if type(name) is not str:
+            extras[name] = value
+        elif name not in STANDARD_ATTRIBUTES and not name.startswith(MARK):
+            if name == "extra" and type(value) is dict:  # loguru's bound fields
+                extras |= {_free(inner): one for inner, one in value.copy().items()}
+            elif name == "color_message" and logger.startswith("uvicorn"):
+                pass  # the message once more, for terminals
+            elif event is None or not name.startswith("_"):  # _logger, _name: structlog's own
+                extras[name] = value
+    if event is not None:
+        for name, value in event.items():
+            # What a record says already, structlog's processors have added once more.
+            said = {"level": level, "logger": logger}.get(name)
+            if not name.startswith("_") and not (said and type(value) is str and value.upper() == said.upper()):
+                extras[_free(name)] = value
+    return extras
+
+
+def _free(name: Any) -> Any:
+    """Return a name for a field that is not that of a standard attribute, which a server would not take."""
+    return f"{name}_" if type(name) is str and name in STANDARD_ATTRIBUTES else name
+
+
+def _atoms(atoms: Any) -> dict[str, Any]:
+    """Return the fields of one request from what gunicorn formats its access log with."""
+    fields: dict[str, Any] = {}
+    for atom, name in _ATOMS.items():
+        value = dict.get(atoms, atom)
+        if atom == "s" and type(value) is str and value.isdecimal() and len(value) == 3:
+            value = int(value)
+        if type(value) is int or (type(value) is str and value not in ("", "-")):
+            fields[name] = value
+    return fields
+
+
+def _request_line(value: Any) -> str | None:
+    """Return ``GET /path`` of a web framework's request, and None of anything else.
+
+    No code of an object is run unless its class is known: a property may be slow, or have an effect.
+    """
+    try:
+        own = object.__getattribute__(value, "__dict__")
+        method, path = own.get("method"), own.get("path")
+        if type(scope := own.get("scope")) is dict:  # ASGI
+            method, path = scope.get("method"), scope.get("path")
+        if method is None and any(kind.__module__.startswith(_REQUEST_MODULES) for kind in type(value).__mro__):
+            method, path = value.method, value.path
+        if type(method) is str and type(path) is str and method.isalpha() and method.isupper():
+            return f"{method} {path}"
+    except Exception:  # noqa: BLE001, S110 - no request, or not one now
+        pass
+    return None
 
 
 def _name(value: Any) -> str:
@@ -408,21 +567,29 @@ def _scalar(value: Any) -> Any:
 class _Plain:
     """Turn any object into None, bool, int, float, str, list and dict; bounded by nodes, characters and depth."""
 
-    __slots__ = ("_chars", "_nodes")
+    __slots__ = ("_chars", "_hides", "_nodes", "_redact")
 
-    def __init__(self, nodes: int, chars: int) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        chars: int,
+        redact: Callable[[str], str] | None = None,
+        hides: Callable[[str], bool] | None = None,
+    ) -> None:
         self._nodes = nodes
         self._chars = chars
+        self._redact = redact
+        self._hides = hides
 
     def value(self, value: Any, depth: int = MAX_EXTRA_DEPTH) -> Any:
         """Return the plain value; a node is counted by whoever holds it."""
         kind = type(value)
-        if kind is float or value is None or kind is bool:
-            return value
-        if kind is int and INT_MIN <= value <= INT_MAX:
+        if kind is float or value is None or kind is bool or (kind is int and INT_MIN <= value <= INT_MAX):
             return value
         if kind is not list and kind is not tuple and kind is not dict:
-            return self._take(value if kind is str else _text(value), self._chars)
+            if kind is str:
+                return self._take(value, self._chars)
+            return self._take(_request_line(value) or _text(value), min(self._chars, MAX_OBJECT_CHARS))
         if not depth or self._is_spent:
             return f"[aiolog: cut, a {kind.__name__} of {len(value)}]"
         try:
@@ -439,7 +606,7 @@ class _Plain:
                 break
             self._nodes -= 1
             text = self._take(name if type(name) is str else _text(name), MAX_NAME_CHARS)
-            made[text] = self.value(value, depth)
+            made[text] = REDACTED if self._hides is not None and self._hides(text) else self.value(value, depth)
         return made
 
     def _sequence(self, items: Collection[Any], depth: int) -> list[Any]:
@@ -457,7 +624,10 @@ class _Plain:
         return self._nodes <= 0 or self._chars <= 0
 
     def _take(self, text: str, limit: int) -> str:
-        taken = _clip(text, max(0, limit))
+        limit, length = max(0, limit), len(text)
+        if self._redact is not None:
+            text = _redacted(self._redact, text[: limit + REDACTION_MARGIN_CHARS])
+        taken = _clip(text, limit, length)
         self._chars -= len(taken)
         return taken
 

@@ -145,7 +145,7 @@ class Sender:
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._selector: selectors.BaseSelector | None = None
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
-        self._asleep = False
+        self.asleep = False
         self._stalled = False  # acks have not come for block_timeout_seconds: callers no longer wait
         self._progress_at = monotonic()  # when an ack last came, or the backlog last ceased to be empty
         self._linger_seconds = 0.0  # how long a stopped sender waits for another late record
@@ -161,12 +161,13 @@ class Sender:
     def put(self, packed: bytes) -> None:
         """Take one packed record; under ``block``, wait for room while acks advance."""
         backlog = self.backlog
-        if backlog.is_over and not self._make_room():
-            backlog.refuse()
-        else:
-            backlog.put(packed)
-        if self._asleep:
-            self._wake()
+        if not backlog.offer(packed):
+            if self._make_room():
+                backlog.put(packed)
+            else:
+                backlog.refuse()
+        if self.asleep:
+            self.wake()
 
     def _make_room(self) -> bool:
         """Make room by the endpoint's policy; False when it is the new record that must go."""
@@ -192,8 +193,8 @@ class Sender:
             if monotonic() - since > self._endpoint.block_timeout_seconds:
                 self._stalled = True
                 return
-            if self._asleep:
-                self._wake()
+            if self.asleep:
+                self.wake()
             sleep(POLL_SECONDS)
 
     def start(self) -> None:
@@ -219,6 +220,15 @@ class Sender:
             self._running.release()
             self.start()
 
+    def resume(self) -> None:
+        """Take up a session that :meth:`stop` was to end. Raises RuntimeError as :meth:`start` does."""
+        self.stopping = False
+        self.revive()
+
+    def authorize(self, token: str) -> None:
+        """Use another token from the next connection on."""
+        self._hello = self._hello._replace(token=token)
+
     def flush(self, timeout: float, *, insist: bool = True) -> bool:
         """Wait until all that was put before is settled, at most ``timeout`` seconds; whether it is.
 
@@ -243,8 +253,8 @@ class Sender:
             if (self._thread is None or not self._thread.is_alive()) and self._running.acquire(blocking=False):
                 self._serve(deadline)
                 continue
-            if self._asleep:
-                self._wake()
+            if self.asleep:
+                self.wake()
             sleep(pause)
             pause = min(pause * 1.1, IDLE_POLL_SECONDS)
         return True
@@ -260,7 +270,7 @@ class Sender:
         settled = self.flush(timeout, insist=False)
         self.stopping = True
         self._linger_seconds = 0.0
-        self._wake()
+        self.wake()
         if thread is not None and not self._is_current() and settled:
             # Other threads may go on logging here, while dictConfig closes this handler, say: that keeps the thread.
             while thread.is_alive() and not self._linger_seconds and monotonic() < deadline:
@@ -275,8 +285,9 @@ class Sender:
                     inherited.close()  # close() alone: shutdown() would end the parent's connection
         self.backlog.abandon()
 
-    def _wake(self) -> None:
-        self._asleep = False
+    def wake(self) -> None:
+        """Have the thread look for records, where it is :attr:`asleep`."""
+        self.asleep = False
         wakers = self._wakers
         if wakers is not None:
             with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
@@ -384,10 +395,10 @@ class Sender:
         if self.stopping:
             seconds = min(self._linger_seconds, seconds or self._linger_seconds)
         self._idle = self.backlog.is_empty
-        self._asleep = True
+        self.asleep = True
         # A record put before the flag was up woke nobody; one put after it will. So look once more.
         events = self._drain(selector.select(0 if self.backlog.has_unsent else seconds))
-        self._asleep = False
+        self.asleep = False
         if not self.backlog.is_empty:
             self._owe()
         return events

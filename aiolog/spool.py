@@ -640,6 +640,13 @@ class Spool(Backlog):
             self._file_bytes > self.max_bytes or self._memory_bytes > self.buffer_bytes
         ) and not self._dropping.locked()
 
+    def offer(self, packed: bytes) -> bool:
+        """Add one packed record if there is room; whether it was."""
+        if self.is_over:
+            return False
+        self.put(packed)
+        return True
+
     def put(self, packed: bytes) -> None:
         """Add one packed record."""
         length = len(packed)

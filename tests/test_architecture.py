@@ -17,6 +17,9 @@ LAYERS = """
     errors        |                                                      |
     crash         |                                                      |
     report        |                                                      |
+    context       |                                                      |
+    labels        |                                                      |
+    redaction     |                                                      |
     record        |                                                      |
     rotation      | errors                                               |
     ledger        | errors crash                                         |
@@ -27,9 +30,18 @@ LAYERS = """
     spool         | errors crash protocol backlog                        |
     sender        | errors crash protocol backlog                        |
     recovery      | errors crash spool sender                            |
-    handler       | record protocol backlog spool sender recovery        |
+    handler       | context labels redaction record protocol backlog     |
+                  | spool sender recovery                                |
+    configure     | labels handler                                       |
+    auto          | configure                                            |
+    testing       | errors protocol record                               |
     contrib       |                                                      |
-    contrib.gunicorn |                                                   |
+    contrib.gunicorn | configure                                         |
+    contrib.django | configure                                           |
+    contrib.celery | configure context handler                           | celery
+    contrib.foreign | configure                                          |
+    contrib.structlog | contrib.foreign                                  | structlog
+    contrib.loguru | contrib.foreign                                     |
     fanout        | errors report record                                 |
     sinks         | record fanout                                        |
     sinks.file    | errors crash record rotation formatting ledger       | aiofiles compression backports
@@ -42,8 +54,10 @@ LAYERS = """
                   | fanout sinks sinks.file sinks.stdout connection      |
                   | server http recovery                                 |
     probe         | errors protocol                                      |
+    doctor        | errors handler probe                                 |
     demo          | errors rotation handler probe                        | rich compression backports
     cli           | errors config recovery handler service probe demo    | click rich
+                  | configure doctor                                     |
 """
 ALLOWED: dict[str, set[str]] = {}
 LIBRARIES: dict[str, set[str]] = {}
@@ -54,7 +68,10 @@ for row in LAYERS.strip().splitlines():
     LIBRARIES.setdefault(name, set()).update(libraries.split())
 ORDER = list(ALLOWED)
 
-PURE = {"errors", "record", "protocol", "backlog", "rotation", "formatting", "config", "report"}
+PURE = {
+    "errors", "context", "labels", "redaction", "record", "protocol", "backlog", "rotation", "formatting", "config",
+    "report",
+}  # fmt: skip
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
 CONVERSIONS = {"formatting": {"localtime", "strftime"}}  # of IMPURE, and yet they only convert what they are given
 BOTH_SIDES = {"service", "cli"}  # may know the server as well as the sinks
@@ -175,11 +192,14 @@ def test_only_the_commands_know_the_server_and_the_sinks(name):
     assert not ({"server", "connection"} & known and {one for one in known if one.startswith("sinks")})
 
 
-@pytest.mark.parametrize("name", ["handler", "sender", "backlog"])
+@pytest.mark.parametrize("name", ["configure", "handler", "sender", "backlog"])
 def test_the_client_needs_nothing_of_the_server(name):
     """A worker that only logs pays for no server, in imports or in dependencies."""
     known = reachable(name)
-    assert known <= {"errors", "crash", "record", "protocol", "backlog", "spool", "sender", "recovery"}
+    assert known <= {
+        "errors", "crash", "context", "labels", "redaction", "record", "protocol", "backlog", "spool", "sender",
+        "recovery", "handler",
+    }  # fmt: skip
     libraries = set().union(*(outer_imports(one) for one in known | {name})) - sys.stdlib_module_names
     assert libraries <= {"msgpack"}
     assert "asyncio" not in set().union(*(outer_imports(one) for one in known | {name}))

@@ -26,6 +26,7 @@ from aiolog import AiologHandler
 from aiolog import handler as handler_module
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES
+from aiolog.labels import process_labels
 from aiolog.protocol import MAX_RECORD_BYTES, SESSION_BYTES
 
 SOON_SECONDS = 2.0  # what should take no time at all, on a machine that does much else
@@ -49,7 +50,7 @@ def end(handler):
     if sender is not None:
         thread, sender._thread = sender._thread, None
         if thread is not None and thread.is_alive():
-            sender._wake()
+            sender.wake()
             if (sock := sender.sock) is not None:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -224,9 +225,9 @@ def test_a_copy_has_the_settings_and_a_session_of_its_own(server, new_handler, c
     handler.handle(record("first"))
     handler.flush()
     other = copied(handler)
-    own = {"lock", "_lives", "_encoder", "_sender", "_pid", "_late_seconds"}
-    settings = {name: value for name, value in handler.__dict__.items() if name not in own}
+    settings = handler.__getstate__()
     assert settings == {name: other.__dict__[name] for name in settings}
+    assert settings.keys() >= set(handler_module.SETTINGS)
     assert other.stats()["accepted"] == 0
     other.handle(record("second"))
     other.close()
@@ -242,7 +243,9 @@ def test_hello_says_who_it_is(server, new_handler):
     handler.handle(record("x"))
     handler.close()
     hello = server.peers[0].hello
-    assert (hello.app, hello.labels, hello.token) == ("shop", {"zone": "a", "shard": "7"}, "secret")
+    labels = process_labels(os.environ, os.getppid()) | {"zone": "a", "shard": "7"}
+    assert labels["ppid"] == str(os.getppid())
+    assert (hello.app, hello.labels, hello.token) == ("shop", labels, "secret")
     assert (hello.pid, hello.process_name, hello.acked) == (os.getpid(), "MainProcess", 0)
     assert len(hello.session) == SESSION_BYTES
 
@@ -346,13 +349,13 @@ def test_an_encoder_that_fails_is_reported_as_logging_does(server, handler, monk
     """Whatever goes wrong ends in handleError(), which prints, and prints nothing if raiseExceptions is off."""
     handler.handle(record("first"))
     encoder = handler._encoder
-    monkeypatch.setattr(encoder, "encode", lambda record: 1 / 0)
+    monkeypatch.setattr(encoder, "encode", lambda *_: 1 / 0)
     handler.handle(record("second"))
     assert "--- Logging error ---" in capsys.readouterr().err
     monkeypatch.setattr(logging, "raiseExceptions", False)
     handler.handle(record("third"))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(encoder, "encode", lambda record: (_ for _ in ()).throw(RecursionError))
+    monkeypatch.setattr(encoder, "encode", lambda *_: (_ for _ in ()).throw(RecursionError))
     with pytest.raises(RecursionError):
         handler.emit(record("fourth"))
     monkeypatch.undo()

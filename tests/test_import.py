@@ -58,7 +58,8 @@ print(json.dumps([*set(sys.modules) - before]))
     assert "msgpack" in packages
     own = {name for name in loaded if name.startswith("aiolog.")}
     assert own <= {
-        f"aiolog.{name}" for name in ("errors", "crash", "record", "protocol", "backlog", "sender", "handler")
+        f"aiolog.{name}"
+        for name in ("errors", "crash", "context", "labels", "record", "protocol", "backlog", "sender", "handler")
     }
 
 

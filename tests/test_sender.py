@@ -75,7 +75,7 @@ class Client(Sender):
         """End the thread, whatever it owes."""
         thread, self._thread = self._thread, None
         if thread is not None and thread.is_alive():
-            self._wake()
+            self.wake()
             if (sock := self.sock) is not None:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -268,7 +268,7 @@ def test_small_batches_wait_for_the_ack_under_way(server, client):
     server.wait_for(lambda: server.peers and server.peers[0].batches)
     for number in range(1, 101):
         client.log(number)
-        client._wake()
+        client.wake()
         time.sleep(0.001)
     server.peers[0].ack()
     server.wait_for(lambda: len(server.peers[0].batches) == 2)
@@ -284,7 +284,7 @@ def test_much_does_not_wait_for_an_ack(server, client):
     server.wait_for(lambda: server.peers and server.peers[0].batches)
     client.log("1".ljust(COALESCE_BYTES))
     client.log(2)  # something has to wake the thread: the ack would, but there is none
-    client._wake()
+    client.wake()
     server.wait_for(lambda: len(server.peers[0].seqs) >= 2)
 
 
@@ -612,7 +612,7 @@ def test_an_idle_sender_sleeps(server, client, returns):
     new.start()
     client.log(1)
     assert client.flush(WAIT_SECONDS)
-    until(lambda: client._asleep and client._idle and new._asleep)
+    until(lambda: client.asleep and client._idle and new.asleep)
     del returns[:]
     cpu = time.process_time()
     time.sleep(0.5)

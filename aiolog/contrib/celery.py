@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiolog
+from aiolog.configure import setup
+from aiolog.context import bind
+from aiolog.handler import flush
 
 
 def install(celery_app: Any, /, *, app: str | None = None, console: bool = True, **options: Any) -> None:
@@ -34,18 +36,17 @@ def install(celery_app: Any, /, *, app: str | None = None, console: bool = True,
     bound: dict[str, Any] = {}  # by task id: eager tasks run inside of others
 
     def configure(loglevel: int | None = None, **_: Any) -> None:
-        aiolog.setup(**{"app": app, "level": loglevel, **options})
+        setup(**{"app": app, "level": loglevel, **options})
 
     def begin(task_id: str, task: Any, **_: Any) -> None:
-        bound[task_id] = aiolog.bind(task_id=task_id, task_name=task.name)
-        bound[task_id].__enter__()
+        bound[task_id] = bind(task_id=task_id, task_name=task.name)  # from here on, without a with statement
 
     def end(task_id: str, **_: Any) -> None:
         if (context := bound.pop(task_id, None)) is not None:
             context.__exit__(None, None, None)
 
-    def flush(**_: Any) -> None:
-        aiolog.flush()
+    def end_child(**_: Any) -> None:
+        flush()
 
     # Weak receivers would be gone at the end of this call.
     if console:
@@ -55,4 +56,4 @@ def install(celery_app: Any, /, *, app: str | None = None, console: bool = True,
         signals.setup_logging.connect(configure, weak=False)
     signals.task_prerun.connect(begin, weak=False)
     signals.task_postrun.connect(end, weak=False)
-    signals.worker_process_shutdown.connect(flush, weak=False)
+    signals.worker_process_shutdown.connect(end_child, weak=False)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiolog.configure import handler_options
 
-def logging_config(app: str = "", *, level: str | int = "INFO", **options: Any) -> dict[str, Any]:
+
+def logging_config(app: str | None = None, *, level: str | int = "INFO", **options: Any) -> dict[str, Any]:
     """Return ``LOGGING`` under which everything that is logged reaches aiolog, ``runserver``'s lines included.
 
-    ``level``: of the root logger. ``options``: of ``AiologHandler``.
+    ``level``: of the root logger. ``options``: ``url`` or those of ``AiologHandler``; what is not said the environment
+    may say, as for :func:`aiolog.setup`.
 
     Django lays this over its own settings (``DEFAULT_LOGGING`` in django/utils/log.py), in which ``django`` writes to
     the terminal while ``DEBUG``, mails errors to ``ADMINS``, and propagates. ``django.server``, which is runserver's,
@@ -34,7 +37,7 @@ def logging_config(app: str = "", *, level: str | int = "INFO", **options: Any) 
             }
         },
         "handlers": {
-            "aiolog": {"class": "aiolog.AiologHandler", "app": app, **options},
+            "aiolog": {"class": "aiolog.AiologHandler", **handler_options(app=app, **options)},
             "django.server": {"class": "logging.StreamHandler", "level": "INFO", "formatter": "django.server"},
         },
         "root": {"level": level, "handlers": ["aiolog"]},

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import aiolog
+from aiolog.configure import setup
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _NANOSECONDS = sys.version_info >= (3, 13)  # LogRecord counts in them, see aiolog/record.py
@@ -62,6 +62,6 @@ class Outlet:
         """Hand a record over, past all loggers of ``logging``; the handler's level and filters count."""
         handler = self._handler
         if handler is None:
-            handler = self._handler = aiolog.setup()
+            handler = self._handler = setup()
         if record.levelno >= handler.level:
             handler.handle(record)
