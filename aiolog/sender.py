@@ -142,6 +142,7 @@ class Sender:
         self._hello = hello
         self._definitions = definitions
         self._thread: threading.Thread | None = None
+        self._serving: threading.Thread | None = None  # the last of them that came to serve
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._selector: selectors.BaseSelector | None = None
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
@@ -203,9 +204,9 @@ class Sender:
         Raises RuntimeError when the interpreter is too near its end for threads.
         """
         before = self._thread
-        self._thread = threading.Thread(target=self._run, name="aiolog-sender", daemon=True)
+        self._thread = thread = threading.Thread(target=lambda: self._run(thread), name="aiolog-sender", daemon=True)
         try:
-            self._thread.start()
+            thread.start()
         except RuntimeError:
             self._thread = before
             raise
@@ -295,12 +296,17 @@ class Sender:
 
     # -- the thread
 
-    def _run(self) -> None:
+    def _run(self, thread: threading.Thread) -> None:
+        # Told who it is: current_thread() is another once gevent has replaced the threads of a running process.
         self._running.acquire()
+        self._serving = thread
         self._serve(deadline=None)
         # What was put after the last look, by somebody who saw this thread still serving, is served by it.
-        while not self.backlog.is_empty and self._is_current() and self._running.acquire(blocking=False):
+        while not self.backlog.is_empty and self._thread is thread and self._running.acquire(blocking=False):
+            self._serving = thread
             self._serve(deadline=None)
+        # And known by it, or its end is a KeyError on stderr (CPython's Thread._delete).
+        threading._active.setdefault(threading.get_ident(), thread)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _is_current(self) -> bool:
         return self._thread is threading.current_thread()
@@ -366,7 +372,7 @@ class Sender:
 
     def _is_done(self, deadline: float | None) -> bool:
         """Whether this run may end: nothing is owed and nothing more will be, or its time is over."""
-        if deadline is None and not self._is_current():
+        if deadline is None and self._serving is not self._thread:
             return True  # another has been started
         if self.backlog.is_empty:
             rested = monotonic() - self._progress_at >= self._linger_seconds

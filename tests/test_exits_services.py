@@ -57,6 +57,9 @@ bind = "127.0.0.1:0"
 workers = 2
 {more}
 
+def post_worker_init(worker):
+    logging.getLogger("ready").info("%d", os.getpid())  # from here on it hears signals
+
 def worker_exit(server, worker):
     logging.getLogger("worker").info(body("last.%d" % os.getpid(), 0))
 """
@@ -207,7 +210,7 @@ def test_gunicorn(tmp_path, python, how, preload):
     argv = ["-m", "gunicorn", "application"]
     with service(tmp_path, python, argv, files, spool=killed) as gunicorn:
         port = int(gunicorn.expect("gunicorn.error", r"Listening at: \S+:(\d+)")[0][1])
-        gunicorn.expect("gunicorn.error", "Booting worker", 2)
+        gunicorn.expect("ready", "", 2)
         for number in range(REQUESTS):
             ask(port, number)
         emitted = REQUESTS
@@ -216,13 +219,13 @@ def test_gunicorn(tmp_path, python, how, preload):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 ask(port, emitted, "?stuck")
             emitted += 1
-            gunicorn.expect("gunicorn.error", "Booting worker", 3)
+            gunicorn.expect("ready", "", 3)
         elif how == "reload":
             os.utime(tmp_path / "application.py", (2e9, 2e9))
-            gunicorn.expect("gunicorn.error", "Booting worker", 4)
+            gunicorn.expect("ready", "", 4)
         elif how == "SIGHUP":
             gunicorn.process.send(signal.SIGHUP)
-            gunicorn.expect("gunicorn.error", "Booting worker", 4)
+            gunicorn.expect("ready", "", 4)
         elif killed:
 
             def be_stuck(port=port):
@@ -246,6 +249,7 @@ def test_gunicorn(tmp_path, python, how, preload):
     assert {w for w in verdict.seen if w.startswith("last")} == {f"last.{pid}" for pid in booted - lost}
     assert sorted(verdict.seen["request"]) == list(range(emitted))
     assert len(said(gunicorn.server, "gunicorn.error", "Shutting down: Master")) == 1
+    assert "Traceback" not in gunicorn.process.stderr or how == "timeout"
 
 
 # -------------------------------------------------------------------------------------------------------- uvicorn
