@@ -478,9 +478,19 @@ class AiologHandler(SocketHandler):
         """
         if isinstance(self.address, str) or not self.address[0].isascii():
             return super().makeSocket(timeout)
+        host, port = self.address
+        family = _family(host)
+        if family is not None:  # nothing to look up; gevent would do even that in threads, and has none at an exit
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(timeout)
+                sock.connect((host, port))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
         # A host as bytes: getaddrinfo() takes str through the idna codec, which it imports here and now, and a fork
         # amid an import in another thread leaves the child with half a module for ever.
-        host, port = self.address
         return socket.create_connection((host.encode("ascii"), port), timeout)  # type: ignore[arg-type]
 
     def createSocket(self) -> None:  # noqa: N802
@@ -489,6 +499,15 @@ class AiologHandler(SocketHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Report a record that raised, as ``logging.Handler`` does; the connection has no part in it."""
         logging.Handler.handleError(self, record)
+
+
+def _family(host: str) -> socket.AddressFamily | None:
+    """Return the family of an address in digits, or None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host)
+            return family
+    return None
 
 
 def _cover_exit(pid: int) -> None:

@@ -280,6 +280,7 @@ class Sender:
 
     def abandon(self) -> None:
         """Close what a forked child inherited, and nothing else: the parent goes on using the connection."""
+        self._thread = None  # a greenlet lives on in a child, where a thread does not, and must not send for its parent
         for inherited in (self.sock, self._selector, *(self._wakers or ())):
             if inherited is not None:
                 with contextlib.suppress(OSError):

@@ -241,6 +241,7 @@ def storm(port: int, children: int, threads: int) -> dict[str, object]:
         pid = os.fork()
         if pid == 0:
             left = 1
+            stop.set()  # greenlets, unlike threads, go on in a child
             try:
                 for thread in started(log_some, f"child{child}"):
                     thread.join()
