@@ -1,7 +1,8 @@
 """The exit matrix of real services: gunicorn, uvicorn and Celery, each ended in each way that it has.
 
 docs/exits.md has the table. Each service logs a record per request or task, and a last word when a process of it
-ends, in the hook that the framework has for that. Everyday runs take this interpreter; `make long` all of them.
+ends, in the hook that the framework has for that. Everyday runs take a part of it and this interpreter; `make long`
+the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,10 +26,11 @@ from running import Process, aiolog, serve
 
 REQUESTS = 30
 
+# On the other interpreters `make venvs` installs these three as well.
 everywhere = pytest.mark.parametrize(
     "python",
     [
-        pytest.param(path, id=version, marks=[] if path == sys.executable else pytest.mark.long)
+        pytest.param(path, id=version, marks=() if path == sys.executable else pytest.mark.long)
         for version, path in found().items()
     ],
 )
@@ -91,8 +94,9 @@ from aiolog.contrib import celery as contrib
 from worker import body
 
 app = Celery("tasks", broker="filesystem://")
-app.conf.broker_transport_options = {{name: "{queue}" for name in (
-    "data_folder_in", "data_folder_out", "processed_folder", "control_folder")}}
+app.conf.broker_transport_options = {name: "{queue}" for name in (
+    "data_folder_in", "data_folder_out", "processed_folder", "control_folder")}
+app.conf.broker_transport_options["polling_interval"] = 0.05
 app.conf.update(worker_prefetch_multiplier=1, task_ignore_result=True, worker_enable_remote_control=False)
 {install}
 log = logging.getLogger("worker")
@@ -196,12 +200,19 @@ GUNICORN_WAYS = {
 
 
 @everywhere
-@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
-@pytest.mark.parametrize("how", GUNICORN_WAYS)
+@pytest.mark.parametrize(
+    ("how", "preload"),
+    [
+        pytest.param(how, preload, id=f"{how}-preload" if preload else how, marks=pytest.mark.long if preload else ())
+        for how in GUNICORN_WAYS
+        for preload in (False, True)
+        if (how, preload) != ("reload", True)  # gunicorn itself refuses that
+    ],
+)
 def test_gunicorn(tmp_path, python, how, preload):
     """Every request of every worker, and the last word of each that could still speak."""
-    if how == "reload" and preload:
-        pytest.skip("gunicorn itself refuses to preload and reload")
+    if how == "gevent" and python != sys.executable:
+        pytest.skip("gevent is installed for the first interpreter only")
     files = {
         "application.py": GUNICORN_APPLICATION,
         "gunicorn.conf.py": GUNICORN_SETTINGS.replace("{more}", f"{GUNICORN_WAYS[how]}\npreload_app = {preload}"),
@@ -267,7 +278,7 @@ UVICORN_SETTINGS = json.dumps(
 @everywhere
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("spool", [False, True], ids=["memory", "spool"])
+@pytest.mark.parametrize("spool", [False, pytest.param(True, marks=pytest.mark.long)], ids=["memory", "spool"])
 def test_uvicorn(tmp_path, python, how, workers, spool):
     """Every request, the last word of each lifespan, and what uvicorn itself says last."""
     settings = UVICORN_SETTINGS.replace("null", json.dumps(str(tmp_path / "spool"))) if spool else UVICORN_SETTINGS
@@ -288,3 +299,107 @@ def test_uvicorn(tmp_path, python, how, workers, spool):
     lost = [w for w in (f"last.{pid}" for pid in started) if w not in verdict.seen]
     unsaid = started - finished
     assert (lost, unsaid) == ([], set())
+
+
+# --------------------------------------------------------------------------------------------------------- Celery
+
+CELERY_INSTALLED = """
+from aiolog.contrib.celery import install
+install(app, url="tcp://127.0.0.1:{port}", spool_dir={spool})
+"""
+CELERY_HIJACKED = """
+import logging.config
+logging.config.dictConfig({
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"aiolog": {"class": "aiolog.AiologHandler", "port": {port}, "flush_timeout_seconds": 30}},
+    "root": {"handlers": ["aiolog"], "level": "INFO"},
+})
+logging.getLogger("worker").info(body("before.%d" % os.getpid(), 0))
+"""
+
+
+@contextlib.contextmanager
+def celery_worker(tmp_path, python, install, *argv, spool=False):
+    """Run a worker over the filesystem; ready when this returns."""
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    files = {"tasks.py": CELERY_APPLICATION.replace("{queue}", str(queue)).replace("{install}", install)}
+    worker = ["-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "INFO",
+              "--without-gossip", "--without-mingle", "--without-heartbeat", *argv]  # fmt: skip
+    with service(tmp_path, python, worker, files, spool=spool) as celery:
+        wait_until(
+            lambda: " ready." in celery.process.stderr or said(celery.server, "celery.apps.worker", "ready"),
+            celery.failure,
+        )
+        yield celery
+
+
+def submit(celery, python, *calls):
+    """Put tasks into the queue, in a process that logs nothing."""
+    program = "import sys; from tasks import *; exec(sys.argv[1])"
+    path = f"{Path(__file__).parent}{os.pathsep}{celery.server.directory}"
+    subprocess.run(
+        [python, "-c", program, "\n".join(calls)],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=celery.server.directory,
+        check=True,
+        timeout=60,
+    )
+
+
+def request_numbers(celery):
+    return [r for r in celery.server.records() if r["msg"].startswith("request ")]
+
+
+@everywhere
+@pytest.mark.parametrize("console", [True, pytest.param(False, marks=pytest.mark.long)], ids=["console", "alone"])
+@pytest.mark.parametrize("children", [pytest.param("lasting", marks=pytest.mark.long), "three tasks each"])
+def test_celery(tmp_path, python, children, console):
+    """Every task's record and every child's last word, though Celery empties the root logger and ends by os._exit."""
+    limit = ("--max-tasks-per-child", "3") if children != "lasting" else ()
+    install = CELERY_INSTALLED.replace("spool_dir", f"console={console}, spool_dir")
+    with celery_worker(tmp_path, python, install, *limit) as celery:
+        submit(celery, python, f"for n in range({REQUESTS}): work.delay(n)")
+        wait_until(lambda: len(request_numbers(celery)) == REQUESTS, celery.failure)
+        assert celery.process.stop(signal.SIGTERM, timeout=30) == 0, celery.failure()
+        verdict = celery.verdict()
+    records = request_numbers(celery)
+    assert sorted(verdict.seen["request"]) == list(range(REQUESTS))
+    pids = {r["pid"] for r in records}
+    assert {f"last.{pid}" for pid in pids} <= {w for w in verdict.seen if w.startswith("last")}
+    assert len(pids) >= (REQUESTS // 3 if limit else 1)
+    assert {r["fields"]["task_name"] for r in records} == {"tasks.work"}
+    assert len({r["fields"]["task_id"] for r in records}) == REQUESTS
+    assert {r["app"] for r in celery.server.records() if r["logger"] != "aiolog"} == {"tasks"}
+    # Celery's own words come too, of the parent and of the children.
+    assert len(said(celery.server, "celery.app.trace", r"Task tasks\.work\[.*\] succeeded")) == REQUESTS
+    assert len(said(celery.server, "celery.worker.strategy", r"Task tasks\.work\[.*\] received")) == REQUESTS
+    assert ("succeeded" in celery.process.stderr) == console
+
+
+@pytest.mark.long
+@everywhere
+@pytest.mark.parametrize("how", ["limit", "_exit", "SIGKILL"])
+def test_celery_children_that_die(tmp_path, python, how):
+    """Nothing runs in a child that is killed at its time limit, leaves by os._exit or is killed: the spool has all."""
+    argv = ("--time-limit", "1") if how == "limit" else ()
+    with celery_worker(tmp_path, python, CELERY_INSTALLED, *argv, spool=True) as celery:
+        submit(celery, python, f"for n in range(5): die.delay({how!r}, n)")
+        gone = {"limit": "Hard time limit", "_exit": "exitcode 1", "SIGKILL": "signal 9"}[how]
+        wait_until(lambda: celery.process.stderr.count(gone) >= 5, celery.failure, 60)
+        assert celery.process.stop(signal.SIGTERM, timeout=30) == 0, celery.failure()
+        verdict = celery.verdict()
+    assert sorted(verdict.seen["request"]) == list(range(5))
+
+
+@pytest.mark.long
+def test_celery_without_install_takes_the_handler_away(tmp_path):
+    """What was logged before it emptied the root logger arrives all the same; what is after does not: so, install()."""
+    with celery_worker(tmp_path, sys.executable, CELERY_HIJACKED) as celery:
+        submit(celery, sys.executable, "work.delay(0)")
+        wait_until(lambda: "succeeded" in celery.process.stderr, celery.failure)
+        assert celery.process.stop(signal.SIGTERM, timeout=30) == 0, celery.failure()
+        verdict = celery.verdict()
+    assert f"before.{celery.process.pid}" in verdict.seen
+    assert "request" not in verdict.seen
