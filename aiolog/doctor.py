@@ -32,13 +32,18 @@ CLOCK_SECONDS = 1.0  # a difference that matters: lines of two machines stand in
 DATE_POLL_SECONDS = 0.03  # the date in HTTP turns once a second; so near is its turn seen
 LOOPBACK = ("127.", "::1", "localhost")
 
+_HINT = "Start `aiolog serve`, or mend AIOLOG_URL, or what the handler is given"
+
 # What to say of loggers whose frameworks keep them to themselves.
 _ADVICE = {
-    "uvicorn": "Give uvicorn a --log-config without handlers of its own (docs/recipes/fastapi.md)",
+    "uvicorn": "Call aiolog.setup() in the module of the app, or give uvicorn a --log-config (docs/recipes/fastapi.md)",
     "gunicorn": 'Say logconfig_dict = aiolog.contrib.gunicorn.logconfig_dict(app="…") in gunicorn.conf.py',
     "django": 'Say LOGGING = aiolog.contrib.django.logging_config(app="…") in the settings',
     "celery": "Call aiolog.contrib.celery.install(app) where the Celery app is made",
 }
+
+
+_INTERNAL = ("multiprocessing",)  # its debugging: off by itself, and never propagating
 
 
 class Route(NamedTuple):
@@ -86,7 +91,7 @@ def routes(root: logging.Logger | None = None) -> list[Route]:
     top = logging.root if root is None else root
     found = [_route(top)]
     for _, logger in sorted(top.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and (logger.handlers or not logger.propagate or logger.level):
+        if isinstance(logger, logging.Logger) and (_writes(logger) or not logger.propagate or logger.level):
             found.append(_route(logger))
     return found
 
@@ -163,18 +168,19 @@ def _of_route(route: Route, top: logging.Logger) -> Iterator[Finding]:
     if route.handlers or route.end != route.name or route.name == top.name:
         return  # who ends the propagation is named, not each of its children
     logger = logging.getLogger(route.name) if top is logging.root else top.manager.getLogger(route.name)
-    if logger.disabled or route.level > logging.CRITICAL or _is_silenced(logger):
+    if logger.disabled or route.level > logging.CRITICAL or (logger.handlers and not _writes(logger)):
         return  # on purpose
+    if route.name in _INTERNAL:
+        return
     usual = f'Set logging.getLogger("{route.name}").propagate = True, or call aiolog.setup(adopt=["{route.name}"])'
-    advice = _ADVICE.get(route.name.split(".")[0])
     yield Finding(
         f"{route.name} does not propagate and has no aiolog handler: its records do not arrive",
-        f"{advice}. Or: {usual[0].lower()}{usual[1:]}" if advice else usual,
+        _ADVICE.get(route.name.split(".")[0], usual),
     )
 
 
-def _is_silenced(logger: logging.Logger) -> bool:
-    return bool(logger.handlers) and all(isinstance(one, logging.NullHandler) for one in logger.handlers)
+def _writes(logger: logging.Logger) -> bool:
+    return any(not isinstance(one, logging.NullHandler) for one in logger.handlers)
 
 
 def _disabled(top: logging.Logger) -> Iterator[Finding]:
@@ -267,9 +273,7 @@ def consult(handler: AiologHandler, *, timeout_seconds: float, http_url: str | N
     address = handler.address
     is_local = isinstance(address, (str, bytes))
     if not is_local and type(handler).makeSocket is AiologHandler.makeSocket:  # else a TLS of the application's own
-        durability = greet(
-            Address(str(address[0]), int(address[1]), handler.token), timeout_seconds=timeout_seconds
-        ).durability
+        durability = _greet(Address(str(address[0]), int(address[1]), handler.token), timeout_seconds)
     record = logging.LogRecord(LOGGER, logging.INFO, __file__, 0, "aiolog doctor was here", None, None)
     acked = handler.stats()["acked"]
     began = time.perf_counter()
@@ -278,13 +282,19 @@ def consult(handler: AiologHandler, *, timeout_seconds: float, http_url: str | N
     took = time.perf_counter() - began
     if handler.stats()["acked"] <= acked:
         handler.flush_timeout_seconds = 0.0  # that was all the waiting there is; the exit would flush again
-        raise UnreachableError(
-            f"no ack came from {where(handler)} within {timeout_seconds:g} s. Start `aiolog serve`, or mend the address"
-        )
+        raise UnreachableError(f"no ack came from {where(handler)} within {timeout_seconds:g} s. {_HINT}")
     if is_local or str(address[0]).startswith(LOOPBACK) or address[0] == socket.gethostname():
         return Answer(durability, took, "the server is on this machine, and has its clock", is_clock_wrong=False)
     url = http_url or f"http://{address[0]}:{DEFAULT_HTTP_LOGGING_PORT}"
     return Answer(durability, took, *_clock(url))
+
+
+def _greet(address: Address, timeout_seconds: float) -> str:
+    try:
+        return greet(address, timeout_seconds=timeout_seconds).durability
+    except UnreachableError as error:
+        what = str(error).partition(". ")[0]  # what to do is another thing here than on a command line
+        raise UnreachableError(f"{what}. {_HINT}") from error
 
 
 def _clock(url: str) -> tuple[str, bool]:
