@@ -229,21 +229,20 @@ class AiologHandler(SocketHandler):
         # This is what a log call costs, so all that an everyday record needs stands here in line: whatever is not
         # everyday, and whatever goes wrong before the record is in the backlog, takes the long way.
         try:
-            attributes = record.__dict__
-            if self._mark in attributes and attributes[self._mark] == id(record):
-                return True  # it has come by another logger, or by another handler for this server
             pid, encoder, backlog, sender = self._life
-            if attributes["process"] != pid or self.filters or self._is_special:
+            if record.process != pid or self.filters or self._is_special:
                 return self._handle_fully(record)
             fields = _context()
             if fields is not None or "opentelemetry.trace" in _modules:
                 fields = context.with_trace(fields)
             packed = pack_record(encoder.encode(record, fields))
-            if len(packed) > MAX_RECORD_BYTES or not backlog.offer(packed):
+            # The dictionary last: see Encoder.encode().
+            attributes, mark = record.__dict__, self._mark
+            if mark in attributes or len(packed) > MAX_RECORD_BYTES or not backlog.offer(packed):
                 return self._handle_fully(record)
         except Exception:  # noqa: BLE001 - the long way tells what it was
             return self._handle_fully(record)
-        attributes[self._mark] = id(record)
+        attributes[mark] = id(record)
         if sender.asleep:
             sender.wake()
         if sender.stopping or _exiting:
@@ -251,10 +250,13 @@ class AiologHandler(SocketHandler):
         return True
 
     def _handle_fully(self, record: logging.LogRecord) -> bool:
+        with contextlib.suppress(Exception):  # no dictionary: no attributes, and no duplicates to be known
+            if record.__dict__.get(self._mark) == id(record):
+                return True  # it has come by another logger, or by another handler for this server
         passed: Any = self.filter(record)  # from 3.12 a filter may return another record
         if passed:
             self.emit(record if passed is True else passed)
-            with contextlib.suppress(Exception):  # no dictionary: no attributes, and no duplicates to be known
+            with contextlib.suppress(Exception):
                 record.__dict__[self._mark] = id(record)
         return bool(passed)
 

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-from operator import itemgetter
 from typing import NamedTuple
 
 import pytest
@@ -111,7 +110,7 @@ def test_a_plain_record_is_four_values_and_comes_back_whole():
     encoder.encode(new_record())
     record = new_record("user %s did %d", ("bob", 3))
     wire = encoder.encode(record)
-    assert wire[1:] == [0, 1, "user bob did 3"]
+    assert wire[1:] == (0, 1, "user bob did 3")
     assert len(pack_record(wire)) == 9 + 1 + 1 + 1 + len("user bob did 3") + 1
     found = rebuilt(encoder, record)
     assert_equal_but_computed(found, record)
@@ -123,11 +122,7 @@ def test_a_plain_record_is_four_values_and_comes_back_whole():
 
 def test_a_plain_record_has_only_attributes_that_the_fast_way_looks_at():
     """A new attribute of ``LogRecord`` in a later CPython would make every record rare, and must be noticed."""
-    looked_at = set()
-    for getter in (record_module._site_of, record_module._usual_of, record_module._moment_of):
-        assert isinstance(getter, itemgetter)
-        looked_at.update(getter.__reduce__()[1])
-    assert looked_at == set(new_record().__dict__)
+    assert set(new_record().__dict__) <= set(Encoder.encode.__code__.co_names)
 
 
 def test_a_record_that_another_handler_formatted_is_still_plain():
@@ -482,7 +477,7 @@ values = st.recursive(
 def assert_plain(value):
     """Nothing of the application's own classes is left, not even a subclass of ``str``."""
     if isinstance(value, (list, tuple)):
-        assert type(value) in (list, Site, Thread)
+        assert type(value) in (tuple, list, Site, Thread)
         for item in value:
             assert_plain(item)
     elif isinstance(value, dict):
