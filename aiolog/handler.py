@@ -63,7 +63,7 @@ _LEAST = {
     "connect_timeout_seconds": 0.001,
     "spool_max_bytes": MIN_SPOOL_BYTES,
 }
-_OF_ONE_PROCESS = {"lock", "_lives", "_encoder", "_sender", "_former", "_life", "_pid", "_late_seconds", "_mark"}
+_OF_ONE_PROCESS = {"lock", "_lives", "_generation", "_life", "_late_seconds", "_mark"}
 
 
 def _checked(**settings: Any) -> dict[str, Any]:
@@ -130,6 +130,7 @@ class AiologHandler(SocketHandler):
     spool_dir: str | None
     spool_max_bytes: int
     redact: Any
+    _life: _Life  # at first _UNBORN
 
     _is_special = False  # a subclass has its own idea of one of the steps between handle() and the backlog
 
@@ -171,7 +172,6 @@ class AiologHandler(SocketHandler):
         self.__dict__.update(settings)
         self.retryStart = 0.05
         self.retryMax = 0.5  # a restarted server has its clients back within half a second; a refused try costs 50 µs
-        self._former: list[Sender] = []
         self._begin()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -187,40 +187,53 @@ class AiologHandler(SocketHandler):
     def reconfigure(self, **settings: Any) -> None:
         """Go on with other settings, and once more after ``close()``; those that are not named stay.
 
-        What is held already is sent on, to the server that is named now. Raises ``TypeError`` and ``ValueError`` as
-        the constructor does, and then nothing has changed.
+        What is held already is sent on meanwhile, under its old session, to the server that is named now. Raises
+        ``TypeError`` and ``ValueError`` as the constructor does, and then nothing has changed.
         """
         before = self.settings()
         checked = _checked(**{**before, **settings})
-        sender = self._sender
         if checked != before:
             self.__dict__.update(checked)
             self.address = self.host if self.port is None else (self.host, self.port)
-            self._begin()
-            if sender is not None:
-                self._former.append(sender)
+            self._prepare()
+            # Whoever is about to put a record may still do so by the life that ends here: its sender goes on, and its
+            # encoder is everybody's.
+            self._generation += 1
+            self._life = _UNBORN
+            for encoder, sender in list(self._lives.values()):
+                encoder.redact_by(*self._redaction())
                 sender.authorize(self.token)
                 sender.stop(0)
-        elif sender is not None and sender.stopping:
+        elif (last := self._sender) is not None and last.stopping:
             with contextlib.suppress(RuntimeError):  # no more threads: each record is flushed as it comes
-                sender.resume()
+                last.resume()
         logging._addHandlerRef(self)  # type: ignore[attr-defined]  # noqa: SLF001 - dictConfig() has forgotten it
 
     def _begin(self) -> None:
         """Set what belongs to one process, and not to the settings."""
-        # By pid: setdefault lets one thread win, without a lock.
-        self._lives: dict[int, tuple[Encoder, Sender]] = {}
-        self._encoder: Encoder | None = None
-        self._sender: Sender | None = None
-        self._pid = 0  # the process that the two are for
-        self._life: _Life = _UNBORN
+        # By pid and generation: setdefault lets one thread win, without a lock.
+        self._lives: dict[tuple[int, int], tuple[Encoder, Sender]] = {}
+        self._generation = 0  # counts the settings that there have been
+        self._life = _UNBORN
         self._late_seconds = LATE_FLUSH_SECONDS
-        self._mark = f"{MARK}{self.address}"  # the attribute of a record that went there
-        if self.redact is not None:  # now, for the same reason as below
-            import aiolog.redaction  # noqa: PLC0415 - only who redacts pays for it
-        if self.spool_dir is not None:  # now, as an import amid a fork leaves the child with half a module
-            import aiolog.recovery  # noqa: F401, PLC0415 - only who has a spool pays for it
+        self._prepare()
         _handlers.add(self)
+
+    def _prepare(self) -> None:
+        """Do ahead what depends on the settings; import now, as that amid a fork leaves the child half a module."""
+        self._mark = f"{MARK}{self.address}"  # the attribute of a record that went there
+        if self.redact is not None:
+            import aiolog.redaction  # noqa: PLC0415 - only who redacts pays for it
+        if self.spool_dir is not None:
+            import aiolog.recovery  # noqa: F401, PLC0415 - only who has a spool pays for it
+
+    @property
+    def _encoder(self) -> Encoder | None:
+        return self._life[1]
+
+    @property
+    def _sender(self) -> Sender | None:
+        return self._life[3]
 
     # -- the way of a record
 
@@ -238,9 +251,10 @@ class AiologHandler(SocketHandler):
             packed = pack_record(encoder.encode(record, fields))
             # The dictionary last: see Encoder.encode().
             attributes, mark = record.__dict__, self._mark
-            if mark in attributes or len(packed) > MAX_RECORD_BYTES or not backlog.offer(packed):
-                return self._handle_fully(record)
+            was_put = mark not in attributes and len(packed) <= MAX_RECORD_BYTES and backlog.offer(packed)
         except Exception:  # noqa: BLE001 - the long way tells what it was
+            was_put = False
+        if not was_put:  # and not in the clause above: sys.exc_info() is to be the application's own
             return self._handle_fully(record)
         attributes[mark] = id(record)
         if sender.asleep:
@@ -279,17 +293,16 @@ class AiologHandler(SocketHandler):
 
     def send(self, s: Any) -> None:
         """Put one packed record into the backlog; the sender's thread does the rest."""
-        self._put(self._life, s)  # makePickle came first
+        self._put(self._meet(), s)  # makePickle came first, with the same encoder
 
     def _living(self, record: logging.LogRecord) -> _Life:
         """Return this process's life, and begin it if need be."""
+        life = self._life
         try:
-            is_ours = record.process == self._pid
+            is_ours = bool(record.process == life[0])
         except Exception:  # noqa: BLE001 - a foreign object, or none
             is_ours = False
-        if not is_ours:
-            self._meet()
-        return self._life
+        return life if is_ours else self._meet()
 
     def _put(self, life: _Life, packed: bytes) -> None:
         sender = life[3]
@@ -309,20 +322,16 @@ class AiologHandler(SocketHandler):
         if not sender.flush(self._late_seconds, insist=False):
             self._late_seconds = 0.0  # the exit of a process waits for an absent server once
 
-    def _meet(self) -> None:
-        """Make sure of an encoder and a sender that are this process's; its first record makes and starts them."""
+    def _meet(self) -> _Life:
+        """Return this process's life under the settings of now; its first record makes it, and starts the sender."""
         pid = os.getpid()
-        if pid == self._pid:
-            return  # the record was made in another process, or without its pid
-        if self._pid:
+        life = self._life
+        if pid == life[0]:
+            return life  # the record was made in another process, or without its pid
+        if life[0]:
             self.forget()  # a fork that ran no hook
-        encoder = Encoder(
-            pid=pid,
-            process_name=logging.LogRecord("", 0, "", 0, "", None, None).processName,  # as in all of this process
-            start_time=logging._startTime,  # type: ignore[attr-defined]  # noqa: SLF001 - relativeCreated's zero
-            format_exception=self._format_exception,
-            **self._redaction(),
-        )
+        generation = self._generation
+        encoder = next((one for one, _ in list(self._lives.values())), None) or self._new_encoder(pid)
         hello = Hello(
             version=VERSION,
             session=os.urandom(SESSION_BYTES),
@@ -336,11 +345,11 @@ class AiologHandler(SocketHandler):
             acked=0,
         )
         fresh = encoder, Sender(self, self._new_backlog(hello, encoder), hello, encoder.definitions)
-        life = self._lives.setdefault(pid, fresh)
-        self._encoder, self._sender = encoder, sender = life
-        self._life = pid, encoder, sender.backlog, sender
-        self._pid = pid
-        if life is fresh:
+        won = self._lives.setdefault((pid, generation), fresh)
+        encoder, sender = won
+        life = pid, encoder, sender.backlog, sender
+        self._life = life
+        if won is fresh:
             _cover_exit(pid)
             try:
                 sender.start()
@@ -348,14 +357,28 @@ class AiologHandler(SocketHandler):
                 sender.stop(0)  # each record will be flushed as it comes
             else:
                 self._recover()
+        if generation != self._generation:  # other settings have come meanwhile
+            if self._life is life:
+                self._life = _UNBORN
+            sender.stop(0)
+        return life
 
-    def _redaction(self) -> dict[str, Any]:
+    def _new_encoder(self, pid: int) -> Encoder:
+        encoder = Encoder(
+            pid=pid,
+            process_name=logging.LogRecord("", 0, "", 0, "", None, None).processName,  # as in all of this process
+            start_time=logging._startTime,  # type: ignore[attr-defined]  # noqa: SLF001 - relativeCreated's zero
+            format_exception=self._format_exception,
+        )
+        encoder.redact_by(*self._redaction())
+        return encoder
+
+    def _redaction(self) -> tuple[Callable[[str], str] | None, Callable[[str], bool] | None]:
         if self.redact is None:
-            return {}
+            return None, None
         from aiolog.redaction import compiled  # noqa: PLC0415 - loaded when this handler was made
 
-        redaction = compiled(self.redact)
-        return {} if redaction is None else {"redact": redaction.text, "hides": redaction.hides}
+        return compiled(self.redact) or (None, None)
 
     def _new_backlog(self, hello: Hello, encoder: Encoder) -> Backlog:
         """Return what the records are put into; a spool touches no file before the first."""
@@ -403,14 +426,14 @@ class AiologHandler(SocketHandler):
 
     def _senders(self) -> list[Sender]:
         """Return all of this process: one, and those of settings that it had before."""
-        return [*self._former, *(() if self._sender is None else (self._sender,))]
+        return [sender for _, sender in list(self._lives.values())]
 
     def close(self) -> None:
         """Flush, end the session and the thread. A record that comes later is delivered all the same."""
         for sender in self._senders():
             if sender.stop(self.flush_timeout_seconds):
                 continue
-            what = f"{sender.backlog.records} records of process {self._pid} could not be delivered yet; "
+            what = f"{sender.backlog.records} records of process {os.getpid()} could not be delivered yet; "
             if sender.backlog.is_durable:
                 sender.say(f"{what}they are kept in {self.spool_dir}, for `aiolog recover` or the next process")
             else:
@@ -420,7 +443,6 @@ class AiologHandler(SocketHandler):
     def forget(self) -> None:
         """Forget the parent's session in a forked child: the parent sends its own records itself."""
         senders = self._senders()
-        self._former = []
         self._begin()
         for sender in senders:
             sender.abandon()
@@ -431,8 +453,8 @@ class AiologHandler(SocketHandler):
         ``accepted`` = ``acked`` + all of ``dropped`` + ``buffered``. ``sent`` counts each record once, however
         often a connection had to be made anew.
         """
-        sender, former = self._sender, self._former
-        backlogs = [one.backlog for one in self._senders()] or [Backlog(self.buffer_bytes)]
+        senders = self._senders()
+        backlogs = [sender.backlog for sender in senders] or [Backlog(self.buffer_bytes)]
         # Each is read once, and accepted last: other threads go on counting, and a difference must not be negative.
         acked = sum(backlog.acked for backlog in backlogs)
         dropped = dict(backlogs[0].dropped)
@@ -446,8 +468,8 @@ class AiologHandler(SocketHandler):
             "dropped": dropped,
             "buffered": accepted - acked - sum(dropped.values()),
             "buffered_bytes": sum(backlog.size_bytes for backlog in backlogs),
-            "connected": sender is not None and sender.connected,
-            "reconnects": sum(max(0, one.reconnects) for one in (*former, *((sender,) if sender else ()))),
+            "connected": any(sender.connected for sender in senders),
+            "reconnects": sum(max(0, sender.reconnects) for sender in senders),
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -457,7 +479,6 @@ class AiologHandler(SocketHandler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.createLock()
-        self._former = []
         logging._addHandlerRef(self)  # type: ignore[attr-defined]  # noqa: SLF001 - as Handler.__init__ does
         self._begin()
 
@@ -466,7 +487,7 @@ class AiologHandler(SocketHandler):
     @property
     def sock(self) -> socket.socket | None:
         """The connected socket, or None. It is the sender's; do not touch it."""
-        sender = self.__dict__.get("_sender")
+        sender = self.__dict__.get("_life", _UNBORN)[3]
         return sender.sock if sender is not None else None
 
     @sock.setter

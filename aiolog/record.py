@@ -203,8 +203,6 @@ class Encoder:
         process_name: str | None,
         start_time: float,
         format_exception: Callable[[Any], str],
-        redact: Callable[[str], str] | None = None,
-        hides: Callable[[str], bool] | None = None,
     ) -> None:
         self.definitions: list[Definition] = []
         self._sites: dict[tuple[Any, ...], int] = {}
@@ -219,8 +217,12 @@ class Encoder:
         self.process_name = process_name
         self.start_time = start_time
         self._format_exception = format_exception
-        self._redact = redact
-        self._hides = hides
+        self._redact: Callable[[str], str] | None = None
+        self._hides: Callable[[str], bool] | None = None
+
+    def redact_by(self, redact: Callable[[str], str] | None, hides: Callable[[str], bool] | None = None) -> None:
+        """From now on let ``redact`` have every text first, and hide the fields whose names it ``hides``."""
+        self._redact, self._hides = redact, hides
 
     def encode(  # noqa: PLR0911, PLR0912 - each way out is a comparison that failed
         self, record: logging.LogRecord, context: Mapping[str, Any] | None = None
@@ -291,9 +293,11 @@ class Encoder:
                 rare = self._rare(record.__dict__, context)
                 if rare:
                     return (created, site, thread, message, rare)
-        except Exception:  # noqa: BLE001 - foreign code ran; the slow way finds out which attribute it was
-            return self._encode_slowly(record, context)
-        return (created, site, thread, message)
+            return (created, site, thread, message)
+        except Exception:  # noqa: BLE001, S110 - foreign code ran; the slow way finds out which attribute it was
+            pass
+        # Not in the clause above: sys.exc_info() is to be the application's own when a record asks for it.
+        return self._encode_slowly(record, context)
 
     def encode_small(self, record: logging.LogRecord, context: Mapping[str, Any] | None = None) -> WireRecord:
         """Return the wire record with every text cut to an eighth: for a record that did not fit a frame."""

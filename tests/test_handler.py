@@ -10,6 +10,7 @@ import logging.config
 import logging.handlers
 import os
 import pickle
+import queue
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 import pytest
 from fake_server import WAIT_SECONDS, FakeServer
 
-from aiolog import AiologHandler
+from aiolog import AiologHandler, context
 from aiolog import handler as handler_module
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES
@@ -474,6 +475,156 @@ def test_the_senders_thread_may_log_and_flush(server, new_handler, when_full):
     assert len(server.texts) == stats["acked"] > 10
 
 
+# -- one record, one server
+
+
+def family(*handlers):
+    """Return a logger below another, each with one of the handlers, the last one's being the root of the two."""
+    parent, child = logging.Logger("app"), logging.Logger("app.child")  # noqa: LOG001 - not to be found by the next test
+    child.parent = parent
+    for logger, handler in zip((child, parent), handlers, strict=True):
+        logger.addHandler(handler)
+    return child
+
+
+def test_a_record_by_two_loggers_is_sent_once(server, handler):
+    """The handler on a logger and on its parent: each record once, with and without extras, first and later ones."""
+    child = family(handler, handler)
+    for number in range(3):
+        child.info("plain %d", number)
+        child.info("extra %d", number, extra={"a": 1})
+    handler.flush()
+    assert server.texts == [f"{kind} {number}" for number in range(3) for kind in ("plain", "extra")]
+    assert not [name for found in server.records for name in found if "aiolog" in name]
+
+
+def test_two_handlers_for_one_server_send_a_record_once(server, new_handler):
+    """Which of them does is the first in the way; with another server, both do."""
+    with FakeServer() as elsewhere:
+        child = family(new_handler(), new_handler())
+        other = new_handler(*elsewhere.address)
+        child.parent.addHandler(other)
+        for text in ("one", "two"):
+            child.info(text)
+        for one in (*child.handlers, *child.parent.handlers):
+            one.flush()
+        assert (server.texts, elsewhere.texts) == (["one", "two"], ["one", "two"])
+        end(other)
+
+
+def test_filters_decide_before_duplicates_are_known(server, handler, new_handler):
+    """A record that the first handler's filter holds back goes by the second; a replaced one goes once."""
+    other = new_handler()
+    child = family(handler, other)
+    handler.addFilter(lambda some: "second" not in some.msg)
+    child.info("by the second")
+    child.info("by the first")
+    if sys.version_info >= (3, 12):
+        for one in (handler, other):
+            one.addFilter(lambda some: record(some.msg.upper()))
+        child.info("replaced")
+    handler.flush()
+    other.flush()
+    assert sorted(server.texts) == ["REPLACED"] * (sys.version_info >= (3, 12)) + ["by the first", "by the second"]
+
+
+def test_copies_are_records_of_their_own(server, handler):
+    """A copy that somebody changed and logs again is sent, and so is one that came through a pickle."""
+    first = record("first")
+    handler.handle(first)
+    handler.handle(first)
+    changed = copy.copy(first)
+    changed.msg = "changed"
+    handler.handle(changed)
+    passed = pickle.loads(pickle.dumps(first))
+    passed.msg = "passed on"
+    handler.handle(passed)
+    handler.flush()
+    assert server.texts == ["first", "changed", "passed on"]
+    assert not [name for found in server.records for name in found if "aiolog" in name]
+
+
+def test_a_queue_before_the_handler(server, handler):
+    """Records that pass a QueueListener, whose handler ours is, arrive once, in order."""
+    waiting = queue.Queue()
+    listener = logging.handlers.QueueListener(waiting, handler)
+    log = logging.Logger("app.queue")  # noqa: LOG001
+    log.addHandler(logging.handlers.QueueHandler(waiting))
+    listener.start()
+    for number in range(50):
+        log.info("%d", number)
+    listener.stop()
+    handler.flush()
+    assert server.texts == [str(number) for number in range(50)]
+
+
+# -- other settings
+
+
+def test_secrets_never_reach_the_backlog(server, tmp_path):
+    """With ``redact`` neither the connection nor a spool's files have seen them."""
+    handler = AiologHandler(*server.address, redact=["default", "hunter2"], spool_dir=tmp_path)
+    server.stop()
+    log = logging.Logger("app")  # noqa: LOG001
+    log.addHandler(handler)
+    for _ in range(2):
+        log.info("password=%s", "s3cret", extra={"token": "s3cret", "note": "hunter2", "user": "bob"})
+    log.error("Authorization: Bearer s3cret", exc_info=(ValueError, ValueError("pwd=s3cret"), None))
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"bob" in written
+    assert b"s3cret" not in written
+    assert b"hunter2" not in written
+    server.start()
+    handler.flush(WAIT_SECONDS)
+    handler.close()
+    assert server.texts == ["password=[redacted]"] * 2 + ["Authorization: [redacted]"]
+    assert server.records[0]["token"] == server.records[0]["note"] == "[redacted]"
+    assert server.records[2]["exc_text"] == "ValueError: pwd=[redacted]"
+
+
+def test_redaction_survives_pickle_and_may_begin_later(server, new_handler):
+    """A copy redacts as well; a handler that is told so later does from then on."""
+    handler = pickle.loads(pickle.dumps(new_handler(redact="default")))
+    handler.handle(record("password=x"))
+    handler.close()
+    later = new_handler()
+    later.handle(record("password=x"))
+    later.reconfigure(redact="default")
+    later.handle(record("password=x"))
+    later.close()
+    assert sorted(server.texts) == ["password=[redacted]", "password=[redacted]", "password=x"]
+
+
+def test_a_context_costs_no_record(server, handler, logger):
+    """Bound fields of any kind and size, together with extras, are encoded like them."""
+    with context.bind(lock=threading.Lock(), long="x" * 3_000_000, **{f"f{n}": n for n in range(2_000)}):
+        logger.info("much", extra={"own": 1})
+    handler.flush()
+    assert server.texts == ["much"]
+
+
+def test_other_settings_take_effect_at_the_next_record(server, new_handler):
+    """reconfigure() names what changes; a wrong value changes nothing; a closed handler is as new."""
+    handler = new_handler(app="one")
+    handler.handle(record("first"))
+    with pytest.raises(ValueError, match="port is -1"):
+        handler.reconfigure(app="two", port=-1)
+    assert handler.app == "one"
+    handler.reconfigure(app="two")
+    handler.handle(record("second"))
+    handler.close()
+    assert handler._sender.stopping
+    handler.reconfigure()
+    assert not handler._sender.stopping
+    handler.handle(record("third"))
+    handler.flush()
+    assert sorted(server.texts) == ["first", "second", "third"]
+    assert {peer.hello.app for peer in server.peers} == {"one", "two"}
+    stats = handler.stats()
+    assert identity(stats)
+    assert stats["accepted"] == stats["acked"] == 3
+
+
 # -- what it counts
 
 
@@ -617,7 +768,7 @@ def test_a_first_record_after_the_last_flush_of_the_process(server):
     handlers = []
     atexit.register(lambda: handlers[1].handle(logging.makeLogRecord({"msg": "at the very end"})))
     import logging
-    from aiolog import AiologHandler
+    from aiolog import AiologHandler, context
     handlers += [AiologHandler("127.0.0.1", sys.argv[1]) for _ in range(2)]
     handlers[0].handle(logging.makeLogRecord({"msg": "first"}))
     """

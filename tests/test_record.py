@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import itertools
 import logging
@@ -10,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import types
 from typing import NamedTuple
 
 import pytest
@@ -37,9 +39,12 @@ from aiolog.record import (
     MAX_EXTRA_NODES,
     MAX_MESSAGE_CHARS,
     MAX_NAME_CHARS,
+    MAX_OBJECT_CHARS,
     MAX_SITES,
     MAX_THREADS,
     MAX_TRACE_CHARS,
+    REDACTED,
+    REDACTION_FAILED,
     STANDARD_ATTRIBUTES,
     Encoder,
     Site,
@@ -642,6 +647,226 @@ def test_leaving_is_not_held_up():
 
     with pytest.raises(KeyboardInterrupt):
         new_encoder().encode(new_record("%s", (Leaves(),)))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What frameworks make of records
+
+
+def test_a_dictionary_of_structlog_is_a_message_and_fields():
+    """``event`` is the message; the rest are fields, but what the record says already and structlog's own."""
+    event = {"event": "sold", "user": "bob", "n": 3, "level": "info", "logger": "app.part", "_record": object(), 5: 6}
+    record = new_record(event, extra={"_logger": object(), "_name": "app.part", "own": 1})
+    encoder = new_encoder()
+    for _ in range(2):
+        found = rebuilt(encoder, record)
+        assert found["msg"] == "sold"
+        extras = {name: value for name, value in found.items() if name not in STANDARD_ATTRIBUTES}
+        assert extras == {"own": 1, "user": "bob", "n": 3, "5": 6}
+    assert event["event"] == "sold"  # nothing of it was changed
+    assert rebuilt(encoder, new_record({"event": "x", "level": "loud", "name": "bob"}))["level"] == "loud"
+    assert rebuilt(encoder, new_record({"event": "x", "name": "bob"}))["name_"] == "bob"
+    assert rebuilt(encoder, new_record({"a": 1}))["msg"] == "{'a': 1}"  # no structlog, a dictionary as a message
+
+
+def test_exceptions_in_a_dictionary_of_structlog():
+    """``exc_info`` as True, as an exception or as its three parts is a traceback; so are texts made before."""
+    encoder = new_encoder()
+    try:
+        raise ValueError("in there")
+    except ValueError as error:
+        for exc_info in (True, error, sys.exc_info()):
+            found = rebuilt(encoder, new_record({"event": "x", "exc_info": exc_info}))
+            assert found["exc_text"].endswith("ValueError: in there")
+            assert "exc_info" not in found.keys() - STANDARD_ATTRIBUTES
+    found = rebuilt(encoder, new_record({"event": "x", "exception": "Traceback …", "stack": "Stack …"}))
+    assert (found["exc_text"], found["stack_info"]) == ("Traceback …", "Stack …")
+    assert not {"exception", "stack"} & found.keys()
+    assert rebuilt(encoder, new_record({"event": "x", "exc_info": True}))["exc_text"] == "NoneType: None"
+
+
+def test_structlog_itself():
+    """Its processors for the standard library, as in its documentation, end as message, fields and traceback."""
+    structlog = pytest.importorskip("structlog")
+    records = []
+    stdlib = logging.Logger("app.structlog")  # noqa: LOG001
+    stdlib.addHandler(type("Keeps", (logging.Handler,), {"emit": lambda _, record: records.append(record)})())
+    encoder = new_encoder()
+    found = {}
+    for last in (structlog.stdlib.ProcessorFormatter.wrap_for_formatter, structlog.stdlib.render_to_log_kwargs):
+        log = structlog.wrap_logger(
+            stdlib,
+            processors=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, last],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        ).bind(user="bob")
+        log.info("sold", n=3)
+        try:
+            raise ValueError("in there")
+        except ValueError:
+            log.exception("broke")
+        found[last] = [rebuilt(encoder, record) for record in records[-2:]]
+    for sold, broke in found.values():
+        assert (sold["msg"], sold["user"], sold["n"], sold["exc_text"]) == ("sold", "bob", 3, None)
+        assert (broke["msg"], broke["levelname"]) == ("broke", "ERROR")
+        assert broke["exc_text"].endswith("ValueError: in there")
+        assert not {"event", "exc_info", "_logger", "_name"} & (broke.keys() - STANDARD_ATTRIBUTES)
+
+
+def test_loguru_itself():
+    """Its standard handler sink: bound fields are fields, and the traceback is there once."""
+    loguru = pytest.importorskip("loguru")
+    records = []
+    keeps = type("Keeps", (logging.Handler,), {"emit": lambda _, record: records.append(record)})()
+    number = loguru.logger.add(keeps, format="{message}", level=0)
+    try:
+        loguru.logger.bind(user="bob", name="other").info("sold {}", 3)
+        try:
+            raise ValueError("in there")
+        except ValueError:
+            loguru.logger.exception("broke")
+    finally:
+        loguru.logger.remove(number)
+    encoder = new_encoder()
+    sold, broke = (rebuilt(encoder, record) for record in records)
+    assert (sold["msg"], sold["user"], sold["name_"]) == ("sold 3", "bob", "other")
+    assert "extra" not in sold
+    assert broke["msg"].startswith("broke\nTraceback")
+    assert broke["exc_text"] is None
+
+
+def test_access_records_of_gunicorn_are_fields_and_no_header_travels():
+    """gunicorn's own atoms of a request with secrets in its headers: a white list of them, and the message."""
+    glogging = pytest.importorskip("gunicorn.glogging")
+    config = pytest.importorskip("gunicorn.config").Config()
+    environ = {
+        "REMOTE_ADDR": "10.0.0.1", "REQUEST_METHOD": "GET", "RAW_URI": "/a?b=c", "PATH_INFO": "/a",
+        "QUERY_STRING": "b=c", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_USER_AGENT": "curl/8",
+        "HTTP_AUTHORIZATION": "Bearer s3cret", "HTTP_COOKIE": "session=s3cret",
+    }  # fmt: skip
+    headers = [("AUTHORIZATION", "Bearer s3cret"), ("COOKIE", "session=s3cret"), ("USER-AGENT", "curl/8")]
+    response = type("R", (), {"status": "200 OK", "sent": 512, "headers": [("Set-Cookie", "s3cret")]})
+    request = type("Q", (), {"headers": headers})
+    took = dt.timedelta(microseconds=1_234)
+    access = glogging.Logger(config)
+    atoms = glogging.SafeAtoms(access.atoms(response, request, environ, took))
+    record = new_record(config.access_log_format, (atoms,), name="gunicorn.access")
+    encoder = new_encoder()
+    for _ in range(2):
+        wire = encoder.encode(record)
+        assert "s3cret" not in str(wire)
+        found = attributes(source_of(encoder), through(wire))
+        assert '"GET /a?b=c HTTP/1.1" 200 512' in found["msg"]
+        assert {name: value for name, value in found.items() if name not in STANDARD_ATTRIBUTES} == {
+            "client_ip": "10.0.0.1", "method": "GET", "path": "/a", "query": "b=c", "status": 200, "bytes": 512,
+            "duration_us": 1_234, "user_agent": "curl/8",
+        }  # fmt: skip
+    assert new_encoder().encode(new_record("%(h)s", (atoms,), name="other"))[3:] == ("10.0.0.1",)
+
+
+class Property:
+    """Has a method and a path, and counts who asks."""
+
+    asked = 0
+
+    @property
+    def method(self):
+        Property.asked += 1
+        return "GET"
+
+    path = method
+
+
+def test_requests_are_their_method_and_path():
+    """Django's, Flask's and Starlette's requests are one line; a property of an unknown class is never asked for."""
+    werkzeug = pytest.importorskip("werkzeug.test")
+    Request = pytest.importorskip("werkzeug.wrappers").Request  # noqa: N806
+    asgi = types.SimpleNamespace(
+        scope={"type": "http", "method": "PUT", "path": "/asgi", "headers": [(b"cookie", b"s")]}
+    )
+    django = type("WSGIRequest", (), {"__module__": "django.core.handlers.wsgi"})()
+    django.method, django.path, django.META = "POST", "/shop/", {"HTTP_COOKIE": "secret"}
+    lazy = type("Request", (Property,), {"__module__": "rest_framework.request", "path": "/drf"})()
+    flask = Request(werkzeug.EnvironBuilder(path="/flask", method="DELETE", headers={"Cookie": "s"}).get_environ())
+    extra = {"django": django, "flask": flask, "asgi": asgi, "lazy": lazy, "nested": {"request": django}}
+    found = rebuilt(new_encoder(), new_record(extra=extra))
+    assert [found[name] for name in extra] == [
+        "POST /shop/", "DELETE /flask", "PUT /asgi", "GET /drf", {"request": "POST /shop/"}
+    ]  # fmt: skip
+    before = Property.asked
+    unknown = types.SimpleNamespace(method=5, path="/x")
+    found = rebuilt(new_encoder(), new_record(extra={"unknown": unknown, "property": Property()}))
+    assert found["unknown"] == "namespace(method=5, path='/x')"
+    assert "Property object at" in found["property"]
+    assert Property.asked == before
+
+
+def test_the_text_of_an_object_is_bounded():
+    """A table of a thousand rows is no field: an unknown object's text is cut, a str is not."""
+    table = type("Table", (), {"__str__": lambda _: "x" * 50_000})()
+    found = rebuilt(new_encoder(), new_record(extra={"table": table, "text": "y" * 50_000}))
+    assert found["table"] == "x" * MAX_OBJECT_CHARS + "… [aiolog: cut from 50000 characters]"
+    assert found["text"] == "y" * 50_000
+
+
+def test_uvicorns_coloured_message_is_left_out():
+    """It is the message once more, with the codes of a terminal in it."""
+    extra = {"color_message": "\x1b[36m%d\x1b[0m"}
+    assert "color_message" not in rebuilt(new_encoder(), new_record(name="uvicorn.error", extra=extra))
+    assert rebuilt(new_encoder(), new_record(extra=extra)).keys() >= {"color_message"}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Redaction
+
+
+def redacting(redact, hides=None):
+    encoder = new_encoder()
+    encoder.redact_by(redact, hides)
+    return encoder
+
+
+def test_redaction_reaches_every_text():
+    """Message, traceback, stack, extras and their names, the context's as well, nested ones and texts of objects."""
+    encoder = redacting(lambda text: text.replace("s3cret", "---"))
+    record = new_record(
+        "%s s3cret", ("s3cret",), sinfo="in s3cret", exc_info=(ValueError, ValueError("s3cret"), None),
+        extra={"a": "s3cret", "s3cret": 1, "deep": [{"b": "a s3cret"}], "object": Text("s3cret"), "n": 5},
+    )  # fmt: skip
+    for _ in range(2):
+        wire = encoder.encode(record, {"bound": "s3cret"})
+        assert "s3cret" not in str((wire, encoder.definitions[:0]))
+    found = attributes(source_of(encoder), through(wire))
+    assert (found["msg"], found["exc_text"], found["stack_info"]) == ("--- ---", "ValueError: ---", "in ---")
+    assert (found["a"], found["---"], found["deep"], found["n"]) == ("---", 1, ({"b": "a ---"},), 5)
+    assert "s3cret" not in str(encoder.encode_small(record))
+    assert encoder.encode(new_record("plain s3cret"))[3] == "plain ---"
+
+
+@pytest.mark.parametrize("hook", [fail, lambda text: None, lambda text: b"x", lambda: "no argument"])
+def test_a_hook_that_fails_lets_nothing_through(hook):
+    """It raises, or returns no text: a note stands there, and never what was to be hidden."""
+    encoder = redacting(hook)
+    for _ in range(2):
+        wire = encoder.encode(new_record("s3cret", extra={"a": "s3cret"}, sinfo="s3cret"))
+        assert "s3cret" not in str(wire)
+        assert wire[3] == wire[4]["stack_info"] == REDACTION_FAILED
+
+
+def test_fields_hidden_by_name():
+    """The value of a hidden name does not travel, whatever its type, nested or not."""
+    encoder = redacting(str, hides="password".__eq__)
+    found = rebuilt(encoder, new_record(extra={"password": ["a"], "deep": {"password": 5, "user": "bob"}}))
+    assert (found["password"], found["deep"]) == (REDACTED, {"password": REDACTED, "user": "bob"})
+
+
+def test_a_secret_at_the_edge_of_a_text():
+    """A text is redacted before it is cut, so that no half of a secret stays at the end."""
+    encoder = redacting(lambda text: text.replace("s3cret", "-"))
+    text = "x" * (MAX_MESSAGE_CHARS - 3) + "s3cret" + "y" * 10_000
+    message = encoder.encode(new_record(text))[3]
+    assert message.startswith("x" * (MAX_MESSAGE_CHARS - 3) + "-yy… [aiolog: cut from")
+    grown = redacting(lambda text: text * 3).encode(new_record("x" * MAX_MESSAGE_CHARS))[3]
+    assert len(grown) < MAX_MESSAGE_CHARS + 100
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -135,6 +135,27 @@ def pool(port: int, method: str, tasks: int) -> dict[str, object]:
     return {"children": len(pids), "stats": handler.stats()}
 
 
+def _task_after_setup(number: int) -> tuple[int, int]:
+    """Do as :func:`_task`; returns how many handlers of ours there are, too."""
+    handlers = logging.getLogger().handlers
+    return _task(number), sum(isinstance(handler, AiologHandler) for handler in handlers)
+
+
+def initializer(port: int, method: str, tasks: int) -> dict[str, object]:
+    """Run tasks in a multiprocessing.Pool whose initializer is aiolog.setup()."""
+    import aiolog
+
+    aiolog.setup(url=f"tcp://127.0.0.1:{port}", app="test", propagate_env=True)
+    logger = logging.getLogger("worker")
+    logger.info(body("parent", 0))
+    with multiprocessing.get_context(method).Pool(3, initializer=aiolog.setup) as workers:
+        children = dict(workers.map(_task_after_setup, range(tasks), chunksize=1))
+        workers.close()
+        workers.join()
+    logger.info(body("parent", 1))
+    return {"children": len(children), "handlers": list(children.values()), "pid": os.getpid()}
+
+
 def executor(port: int, method: str, tasks: int) -> dict[str, object]:
     """Run tasks in a ProcessPoolExecutor."""
     logger, handler = logger_to(port)
