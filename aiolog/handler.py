@@ -614,7 +614,7 @@ def _forget_at_fork() -> None:
     _exiting = False
     pid = os.getpid()
     for handler in list(_handlers):
-        if handler._pid != pid:  # noqa: SLF001
+        if handler._life[0] != pid:  # noqa: SLF001
             handler.forget()
 
 
