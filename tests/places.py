@@ -11,18 +11,19 @@ that can be registered before ``logging`` and aiolog are imported are, and after
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
-counts: dict[str, int] = {}
+numbers: dict[str, Iterator[int]] = {}
 
 
 def say(voice: str) -> None:
-    """Log the next record of a voice; where a voice interrupts itself, its numbers stay its own."""
-    number = counts.get(voice, 0)
-    counts[voice] = number + 1
+    """Log the next record of a voice; it may interrupt itself, so its number is taken in one step."""
+    number = next(numbers.setdefault(voice, itertools.count()))
     logging.getLogger("worker").info(body(voice, number))
 
 
@@ -118,7 +119,7 @@ def forks() -> None:
     thread.join()
     for number in range(8):
         for voice in (f"early-child{number}", f"late-child{number}", f"child{number}"):
-            counts[voice] = 1
+            numbers[voice] = itertools.count(1)
 
 
 def at_exit() -> None:
@@ -126,9 +127,7 @@ def at_exit() -> None:
     atexit.register(lambda: say("late"))
     threading.Thread(target=lambda: (time.sleep(0.1), say("thread"))).start()  # type: ignore[func-returns-value]
     say("main")
-    counts.update(early=1, late=1, thread=1)
-    print(json.dumps(counts), flush=True)
-    counts.update(early=0, late=0, thread=0)
+    print(json.dumps({"main": 1, "early": 1, "late": 1, "thread": 1}), flush=True)
 
 
 def others() -> None:
@@ -169,4 +168,4 @@ if __name__ == "__main__":
     {"signals": signals, "collector": collector, "forks": forks, "atexit": at_exit, "others": others}[place]()
     if place != "atexit":
         handler.flush(30)
-        print(json.dumps(counts), flush=True)
+        print(json.dumps({voice: next(one) for voice, one in numbers.items()}), flush=True)
