@@ -80,7 +80,9 @@ def collector() -> None:
 
         def __del__(self) -> None:
             say("del")
+            died.append(None)
 
+    died: list[None] = []
     refs = []
     gc.set_threshold(10)
     for _ in range(LOAD):
@@ -88,7 +90,9 @@ def collector() -> None:
         refs.append(weakref.ref(last, lambda _: say("weakref")))
         say("main")
     del last
-    gc.collect()
+    while len(died) < LOAD:  # another thread, the sender's too, may be at it
+        gc.collect()
+        time.sleep(0.001)
 
 
 def forks() -> None:
