@@ -16,8 +16,15 @@ PLACES = Path(__file__).parent / "places.py"
 
 
 @every_interpreter
-@pytest.mark.parametrize("spool", [False, True], ids=["memory", "spool"])
-@pytest.mark.parametrize("place", ["signals", "collector", "forks", "atexit", "others"])
+@pytest.mark.parametrize(
+    ("place", "spool"),
+    [
+        pytest.param(place, spool, id=f"{place}-spool" if spool else place, marks=pytest.mark.long if is_long else ())
+        for place in ("signals", "collector", "forks", "atexit", "others")
+        for spool in (False, True)
+        for is_long in [spool and place != "forks"]
+    ],
+)
 def test_every_record_arrives(tmp_path, python, place, spool):
     """From signal handlers, __del__, weakref callbacks, at-fork hooks, atexit, emits, filters and __str__."""
     with serve(tmp_path, None, "--no-stdout") as server:
