@@ -59,7 +59,8 @@ venv: .venv/.dev
 	@test -n "$(PYTHON)" || { echo "No Python from 3.11 on with venv and pip was found. make PYTHON=/its/path/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# For each other Python one environment with the base package, which is all that a process that logs needs.
+# For each other Python one environment with the base package, which is all that a process that logs needs, and with
+# the services whose processes end in ways of their own.
 venvs: | .venv/bin/python
 	@here=$$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	.ci/interpreters | while read -r version python; do \
@@ -69,7 +70,7 @@ venvs: | .venv/bin/python
 	done
 
 .venvs/%/.base: pyproject.toml
-	@"$(OTHER)" -m venv .venvs/$* && .venvs/$*/bin/python $(PIP_INSTALL) -e . || { rm -rf .venvs/$*; exit 1; }
+	@"$(OTHER)" -m venv .venvs/$* && .venvs/$*/bin/python $(PIP_INSTALL) -e . celery gunicorn uvicorn || { rm -rf .venvs/$*; exit 1; }
 	@touch $@
 
 clean:

@@ -245,6 +245,52 @@ def rotate(*, path: Path | None, sinks: tuple[str, ...]) -> None:
 
 
 @commands.command()
+@click.option("--timeout", type=click.FloatRange(0.01), default=5.0, show_default=True, help="Seconds for one server.")
+@click.option("--http", "http_url", metavar="URL", help="The server's [http], for its clock. [default: its port 9022]")
+@click.argument("target", metavar="[MODULE_OR_SETTINGS]", required=False)
+def doctor(*, timeout: float, http_url: str | None, target: str | None) -> int:
+    """Show what an application's loggers send to aiolog, and what to change.
+
+    MODULE_OR_SETTINGS is imported, or read: a module that sets up logging, Django's settings, the module of a Celery
+    app, gunicorn.conf.py, or a file for logging.config. Without it, the environment's AIOLOG_URL and others count.
+    One record is sent to each server. Exit codes: 0, all is well; 1, something to change; 69, a server does not answer.
+    """
+    from aiolog import doctor
+    from aiolog.configure import setup
+    from aiolog.errors import AiologError
+
+    if target is None:
+        setup()
+        how = "aiolog.setup() with this environment"
+    else:
+        how = doctor.load(target)
+    routes = doctor.routes()
+    click.echo(f"logging as by {how}\n\nloggers")
+    for line in doctor.table(routes):
+        click.echo(f"  {line}")
+    findings = doctor.examine()
+    is_away = False
+    for address, handler in doctor.endpoints(routes).items():
+        click.echo(f"\nserver {address}")
+        try:
+            answer = doctor.consult(handler, timeout_seconds=timeout, http_url=http_url)
+        except AiologError as error:
+            is_away = True
+            click.echo(f"  {error}")
+            continue
+        means = f"; acked means {answer.durability}" if answer.durability else ""
+        click.echo(f"  takes records{means}")
+        click.echo(f"  one record was sent and acked in {answer.ack_seconds * 1e3:.1f} ms")
+        click.echo(f"  clock: {answer.clock}")
+        if answer.is_clock_wrong:
+            findings.append(doctor.CLOCK)
+    click.echo("\nto change" if findings else "\nnothing to change")
+    for finding in findings:
+        click.echo(f"  {finding.what}.\n    {finding.change}.")
+    return EX_UNAVAILABLE if is_away else int(bool(findings))
+
+
+@commands.command()
 @address_options
 @click.option("--workers", type=click.IntRange(1, 1000), default=4, show_default=True, help="Processes that log.")
 @click.option(

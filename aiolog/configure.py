@@ -131,6 +131,17 @@ def setup(
     return handler
 
 
+def handler_options(**said: Any) -> dict[str, Any]:
+    """Return the keywords with which a framework's own settings make the handler that :func:`setup` would.
+
+    ``url``, ``host``, ``port`` and the options of a handler; what is None or missing the environment may say.
+    Raises as :func:`setup` does.
+    """
+    given = _merge({}, {name: value for name, value in said.items() if value is not None})
+    _refuse_unknown(given.keys() - {"url", "host", "port"})
+    return _settings(given, os.environ)
+
+
 def _refuse_unknown(options: Collection[str]) -> None:
     for name in options:
         if name not in _OWN_OPTIONS:

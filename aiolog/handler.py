@@ -501,9 +501,19 @@ class AiologHandler(SocketHandler):
         """
         if isinstance(self.address, str) or not self.address[0].isascii():
             return super().makeSocket(timeout)
+        host, port = self.address
+        family = _family(host)
+        if family is not None:  # nothing to look up; gevent would do even that in threads, and has none at an exit
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(timeout)
+                sock.connect((host, port))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
         # A host as bytes: getaddrinfo() takes str through the idna codec, which it imports here and now, and a fork
         # amid an import in another thread leaves the child with half a module for ever.
-        host, port = self.address
         return socket.create_connection((host.encode("ascii"), port), timeout)  # type: ignore[arg-type]
 
     def createSocket(self) -> None:  # noqa: N802
@@ -514,12 +524,21 @@ class AiologHandler(SocketHandler):
         logging.Handler.handleError(self, record)
 
 
+def _family(host: str) -> socket.AddressFamily | None:
+    """Return the family of an address in digits, or None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host)
+            return family
+    return None
+
+
 def _cover_exit(pid: int) -> None:
     """Arrange for a last flush at each kind of exit that this process may have; once per process.
 
     ``logging.shutdown`` does it in the main process, but not for a handler that somebody took off its logger, and
     not in a child of ``multiprocessing``, which leaves by ``os._exit``: its own finalizers run then, if they were
-    registered in the child. Celery's children run neither.
+    registered in the child. Celery's children run neither, and uvicorn ends itself by the signal that it got.
     """
     global _covered_pid  # noqa: PLW0603 - the state of the process
     if _covered_pid == pid:
@@ -533,6 +552,8 @@ def _cover_exit(pid: int) -> None:
     celery = sys.modules.get("celery.signals")
     if celery is not None:
         celery.worker_process_shutdown.connect(_flush_at_exit, weak=False)
+    if "uvicorn.server" in sys.modules:
+        logging.getLogger("uvicorn.error").addFilter(_flush_before_uvicorn_ends)
 
 
 def _flush_at_exit(*_: Any, **__: Any) -> None:
@@ -542,6 +563,21 @@ def _flush_at_exit(*_: Any, **__: Any) -> None:
     for handler in list(_handlers):
         for sender in handler._senders():  # noqa: SLF001
             sender.stop(handler.flush_timeout_seconds)
+
+
+def _flush_before_uvicorn_ends(record: logging.LogRecord) -> bool:
+    """Flush for the last time at uvicorn's last record, if a signal has ended it; a filter that all records pass.
+
+    ``uvicorn.server.Server.capture_signals`` raises that signal again, with the default handler, right after it: a
+    SIGTERM then ends the process, and no hook runs. The record itself, and any later one, is flushed as it comes.
+    """
+    if str(record.msg).startswith("Finished server process"):
+        import signal  # noqa: PLC0415 - loaded by uvicorn
+
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if getattr(server, "_captured_signals", None):
+            _flush_at_exit()
+    return True
 
 
 def flush(timeout: float | None = None) -> bool:
@@ -573,11 +609,13 @@ def _packed(life: _Life, record: logging.LogRecord) -> bytes:
 
 
 def _forget_at_fork() -> None:
-    """Begin anew in a forked child."""
+    """Begin anew in a forked child; a hook that ran before this one may have logged, and begun already."""
     global _exiting  # noqa: PLW0603
     _exiting = False
+    pid = os.getpid()
     for handler in list(_handlers):
-        handler.forget()
+        if handler._life[0] != pid:  # noqa: SLF001
+            handler.forget()
 
 
 if hasattr(os, "register_at_fork"):

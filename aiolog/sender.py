@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from time import monotonic, sleep, time
+from time import monotonic, time
 from typing import Any, Protocol
 
 from aiolog import crash
@@ -100,6 +100,14 @@ def backoff(start: float, factor: float, maximum: float) -> Iterator[float]:
         cap = min(cap * factor, maximum)
 
 
+def sleep(seconds: float) -> None:
+    """Sleep by what ``time.sleep`` is now: gevent's workers replace it after this module was loaded.
+
+    With the one of before a greenlet that waits would keep the sender, a greenlet too, from its work.
+    """
+    sys.modules["time"].sleep(seconds)
+
+
 def _left(deadline: float | None, seconds: float) -> float:
     """Return ``seconds``, or what is left until ``deadline`` if that is less; never 0, which means non-blocking."""
     return seconds if deadline is None else max(POLL_SECONDS, min(seconds, deadline - monotonic()))
@@ -138,6 +146,7 @@ class Sender:
         self._hello = hello
         self._definitions = definitions
         self._thread: threading.Thread | None = None
+        self._serving: threading.Thread | None = None  # the last of them that came to serve
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._selector: selectors.BaseSelector | None = None
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
@@ -201,9 +210,9 @@ class Sender:
         Raises RuntimeError when the interpreter is too near its end for threads.
         """
         before = self._thread
-        self._thread = threading.Thread(target=self._run, name="aiolog-sender", daemon=True)
+        self._thread = thread = threading.Thread(target=lambda: self._run(thread), name="aiolog-sender", daemon=True)
         try:
-            self._thread.start()
+            thread.start()
         except RuntimeError:
             self._thread = before
             raise
@@ -278,6 +287,7 @@ class Sender:
 
     def abandon(self) -> None:
         """Close what a forked child inherited, and nothing else: the parent goes on using the connection."""
+        self._thread = None  # a greenlet lives on in a child, where a thread does not, and must not send for its parent
         for inherited in (self.sock, self._selector, *(self._wakers or ())):
             if inherited is not None:
                 with contextlib.suppress(OSError):
@@ -298,12 +308,17 @@ class Sender:
 
     # -- the thread
 
-    def _run(self) -> None:
+    def _run(self, thread: threading.Thread) -> None:
+        # Told who it is: current_thread() is another once gevent has replaced the threads of a running process.
         self._running.acquire()
+        self._serving = thread
         self._serve(deadline=None)
         # What was put after the last look, by somebody who saw this thread still serving, is served by it.
-        while not self.backlog.is_empty and self._is_current() and self._running.acquire(blocking=False):
+        while not self.backlog.is_empty and self._thread is thread and self._running.acquire(blocking=False):
+            self._serving = thread
             self._serve(deadline=None)
+        # And known by it, or its end is a KeyError on stderr (CPython's Thread._delete).
+        threading._active.setdefault(threading.get_ident(), thread)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _is_current(self) -> bool:
         return self._thread is threading.current_thread()
@@ -371,7 +386,7 @@ class Sender:
 
     def _is_done(self, deadline: float | None) -> bool:
         """Whether this run may end: nothing is owed and nothing more will be, or its time is over."""
-        if deadline is None and not self._is_current():
+        if deadline is None and self._serving is not self._thread:
             return True  # another has been started
         if self.backlog.is_empty:
             rested = monotonic() - self._progress_at >= self._linger_seconds

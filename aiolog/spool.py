@@ -124,6 +124,7 @@ class Home:
         self.acked = self.sent = 0
         self.users: set[object] = set()  # segments, and who is about to make one
         self.retired = False  # no segment will be made here any more
+        self.pid = os.getpid()
         self._lock = lock
         self._sites = sites
         _homes.add(self)
@@ -330,8 +331,10 @@ def _payload_at(source: Any, at: int, limit: int) -> tuple[int, bytes] | None:
 
 def abandon_inherited() -> None:
     """In a forked child: close the descriptors that keep other processes' spools locked."""
+    pid = os.getpid()
     for home in list(_homes):
-        home.release()
+        if home.pid != pid:  # a hook that ran before this one may have logged
+            home.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,9 +16,15 @@ WORKER = Path(__file__).parent / "worker.py"
 class Program:
     """One running program; :meth:`result` waits for its line of JSON."""
 
-    def __init__(self, *argv: object, python: str = sys.executable, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *argv: object,
+        python: str = sys.executable,
+        env: Mapping[str, str] | None = None,
+        file: Path = WORKER,
+    ) -> None:
         self.process = subprocess.Popen(
-            [python, str(WORKER), *map(str, argv)],
+            [python, str(file), *map(str, argv)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -47,6 +47,13 @@ LAYERS = """
     configure     | labels handler                                       |
     auto          | configure                                            |
     testing       | errors protocol record                               |
+    contrib       |                                                      |
+    contrib.gunicorn | configure                                         |
+    contrib.django | configure                                           |
+    contrib.celery | configure context handler                           | celery
+    contrib.foreign | configure                                          |
+    contrib.structlog | contrib.foreign                                  | structlog
+    contrib.loguru | contrib.foreign                                     |
     fanout        | errors report record                                 |
     ordering      | report record fanout                                 |
     sinks         | record fanout                                        |
@@ -65,9 +72,10 @@ LAYERS = """
                   | sinks.file sinks.routed sinks.stdout connection      |
                   | server http recovery                                 |
     probe         | errors protocol                                      |
+    doctor        | errors handler probe                                 |
     demo          | errors rotation handler probe                        | rich compression backports
     cli           | errors config recovery handler service control       | click rich
-                  | probe demo                                           |
+                  | configure probe doctor demo                          |
 """
 ALLOWED: dict[str, set[str]] = {}
 LIBRARIES: dict[str, set[str]] = {}

@@ -36,6 +36,18 @@ def test_forks_amid_threads_that_log(tmp_path, python):
 
 
 @every_interpreter
+def test_two_hundred_forks_amid_eight_threads(tmp_path, python):
+    """Threads log all the while, and eight in each child: no deadlock, nothing lost, nothing twice."""
+    with serve(tmp_path, None, "--no-stdout") as server:
+        result = Program("storm", server.port, 200, 8, python=python).result(timeout=110)
+        assert server.stop() == 0
+        verdict = Verdict(server.records())
+    assert result["codes"] == [0] * 200
+    children = {f"child{n}.{thread}": 5 for n in range(200) for thread in range(8)}
+    verdict.assert_exact(children | result["emitted"])
+
+
+@every_interpreter
 @pytest.mark.parametrize(
     ("how", "more"),
     [

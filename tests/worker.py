@@ -7,6 +7,7 @@
     python worker.py executor PORT METHOD TASKS
     python worker.py process PORT METHOD TASKS
     python worker.py fork PORT CHILDREN THREADS COUNT
+    python worker.py storm PORT CHILDREN THREADS
     python worker.py exits PORT HOW COUNT
     python worker.py reconfigure PORT TIMES
     python worker.py attributes PORT FILE TEMPLATE
@@ -29,6 +30,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 from aiolog import AiologHandler
@@ -240,6 +242,57 @@ def fork(port: int, children: int, threads: int, count: int) -> dict[str, object
         thread.join()
     handler.flush()
     return {"codes": codes, "stats": handler.stats()}
+
+
+def storm(port: int, children: int, threads: int) -> dict[str, object]:
+    """Fork many children one after another, some alive at once, while threads log; each child logs from threads too."""
+    import faulthandler
+
+    faulthandler.dump_traceback_later(100, exit=True)
+    logger, handler = logger_to(port)
+    stop = threading.Event()
+    counts: dict[str, int] = {}
+
+    def log_on(worker: str) -> None:
+        while not stop.is_set():
+            logger.info(body(worker, counts.get(worker, 0)))
+            counts[worker] = counts.get(worker, 0) + 1
+            time.sleep(0.002)
+
+    def log_some(worker: str) -> None:
+        for number in range(5):
+            logger.info(body(worker, number))
+
+    def started(target: Callable[[str], None], who: str) -> list[threading.Thread]:
+        made = [threading.Thread(target=target, args=(f"{who}.{n}",)) for n in range(threads)]
+        for thread in made:
+            thread.start()
+        return made
+
+    mine = started(log_on, "parent")
+    alive: list[int] = []
+    codes = []
+    for child in range(children):
+        pid = os.fork()
+        if pid == 0:
+            left = 1
+            stop.set()  # greenlets, unlike threads, go on in a child
+            try:
+                for thread in started(log_some, f"child{child}"):
+                    thread.join()
+                handler.flush(30)
+                left = handler.stats()["buffered"]
+            finally:
+                os._exit(1 if left else 0)
+        alive.append(pid)
+        if len(alive) >= 8 or child + 1 == children:
+            codes += [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive]
+            alive.clear()
+    stop.set()
+    for thread in mine:
+        thread.join()
+    handler.flush(30)
+    return {"codes": codes, "emitted": counts, "stats": handler.stats()}
 
 
 def exits(port: int, how: str, count: int) -> dict[str, object]:
