@@ -178,6 +178,7 @@ class Host:
             report,
             durability=model.durability,
             wall_clock=lambda: model.now,
+            ack_hold_seconds=0.0,
         )
         self.sinks = {}
         self._opening = True
@@ -194,7 +195,8 @@ class Host:
                 warn=lambda text: report(text[:40], text),
             )
         lanes = {
-            name: Lane(sink, when_full="block", buffer_bytes=1, report=report) for name, sink in self.sinks.items()
+            name: Lane(sink, when_full="block", buffer_bytes=1, report=report, company_seconds=0.0, gather_seconds=0.0)
+            for name, sink in self.sinks.items()
         }
         self.opening = self.do(self.fanout.open(lanes))
         self.run(10)  # what is opened before one that cannot be is closed again
