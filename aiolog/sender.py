@@ -53,6 +53,7 @@ FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
 # Records leave at a beat: what is logged between two shares one frame and its system calls, and as all processes of a
 # machine have one clock, one commit with theirs. The first record after a pause leaves at once.
 BEAT_SECONDS = 0.006
+BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
 UNDER_WAY_BATCHES = 16  # a server that is slower than the beat gets larger batches, not more
@@ -534,9 +535,9 @@ class Sender:
                 frame = backlog.next_frame(link.window_bytes)
                 if frame is None:
                     return False
-                link.is_busy = backlog.sent > link.sent + 1
-                link.sent = backlog.sent
-                link.due = (monotonic() // BEAT_SECONDS + 1) * BEAT_SECONDS
+                now = monotonic()
+                link.is_busy, link.cut_at = now - link.cut_at < BUSY_SECONDS, now
+                link.due = (now // BEAT_SECONDS + 1) * BEAT_SECONDS
                 # Definitions first: whatever the frame's records refer to stands in the list by now.
                 fresh = self._definitions[link.defined :]
                 if fresh:
@@ -650,12 +651,12 @@ class _Connection:
     """What one connection needs to remember."""
 
     __slots__ = (
+        "cut_at",
         "decoder",
         "defined",
         "due",
         "is_busy",
         "outgoing",
-        "sent",
         "sent_at",
         "sock",
         "waits_since",
@@ -670,6 +671,6 @@ class _Connection:
         self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
         self.sent_at = monotonic()
         self.due = 0.0  # when little may be sent again
-        self.sent = 0  # the backlog's count when the last frame was made
-        self.is_busy = False  # that frame had more than one record, so the next beat will find some
+        self.cut_at = 0.0  # when the last frame was made
+        self.is_busy = False  # it came soon after the one before, so the next beat will find records too
         self.waits_since: float | None = None  # since when an answer is due

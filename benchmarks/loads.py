@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-WORKERS = 4  # processes; each has connections / WORKERS handlers
 LONG_CHARS = 4_096
 TEXT_LINE = "%(asctime)s %(levelname)s %(processName)s[%(process)d] %(name)s: %(message)s"
 
@@ -27,14 +26,19 @@ class Load(NamedTuple):
     name: str
     records: int
     per_second: int = 0
-    connections: int = WORKERS
+    connections: int = 4
+    workers: int = 4  # processes, which share the connections
     kind: str = "short"
     format: str = "text"
     server: str = "well"  # or "absent": it starts when all is logged; "stopped": it goes on then
 
+    def connections_of(self, worker: int) -> range:
+        """Return the connections of a worker."""
+        return range(worker, self.connections, self.workers)
+
     def numbers(self, worker: int) -> Iterator[tuple[int, int]]:
         """Yield the records of a worker: the connection that each takes, in turn, and its number there, from 0."""
-        own = range(worker, self.connections, WORKERS)
+        own = self.connections_of(worker)
         for number in range(self.records_each):
             for connection in own:
                 yield connection, number
@@ -85,9 +89,9 @@ LOADS = {
         Load("flood-json", 200_000, format="json"),
         Load("extra-json", 100_000, kind="extra", format="json"),
         Load("paced", 16_000, 4_000),
-        Load("many-10", 80_000, 20_000, connections=10),
-        Load("many-100", 80_000, 20_000, connections=100),
-        Load("many-1000", 80_000, 20_000, connections=1_000),
+        Load("many-10", 80_000, 20_000, connections=10, workers=10),
+        Load("many-100", 80_000, 20_000, connections=100, workers=20),
+        Load("many-1000", 80_000, 20_000, connections=1_000, workers=20),
         Load("long", 40_000, kind="long"),
         Load("traceback", 40_000, kind="traceback"),
         Load("absent", 12_000, 4_000, server="absent"),

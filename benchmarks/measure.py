@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.loads import WORKERS, Load
+from benchmarks.loads import Load
 from benchmarks.rivals import FORK, Rival
 from benchmarks.verify import verify
 
@@ -88,13 +88,13 @@ def measure(make: type[Rival], load: Load, directory: Path) -> Figures:
         if process.is_alive():
             process.kill()
             process.join()
-        for worker in range(WORKERS):
+        for worker in range(load.workers):
             _result(directory, worker).unlink(missing_ok=True)
 
 
 def _conduct(rival: Rival, stage: _Stage, process: Any) -> Figures:
     load = rival.load
-    for _ in range(WORKERS):
+    for _ in range(load.workers):
         _acquire(stage.ready, process)
     pid = stage.server.value
     cpu_before = _cpu_seconds(pid)
@@ -119,7 +119,7 @@ def _conduct(rival: Rival, stage: _Stage, process: Any) -> Figures:
     patience = time.monotonic() + PATIENCE_SECONDS + (load.records / load.per_second if load.per_second else 0.0)
     watch.began = time.time_ns()
     stage.go.set()
-    left = WORKERS
+    left = load.workers
     while left:
         left -= stage.logged.acquire(timeout=look_seconds)
         look()
@@ -134,7 +134,7 @@ def _conduct(rival: Rival, stage: _Stage, process: Any) -> Figures:
         look()
     pid = stage.server.value
     server_cpu, server_mib = _cpu_seconds(pid) - cpu_before, _peak_mib(pid) if pid else None
-    workers = [pickle.loads(_result(rival.directory, worker).read_bytes()) for worker in range(WORKERS)]
+    workers = [pickle.loads(_result(rival.directory, worker).read_bytes()) for worker in range(load.workers)]
     stage.end.set()
     process.join()
     return _figures(rival, workers, watch, server_cpu if pid else None, server_mib)
@@ -193,7 +193,8 @@ def _play(stage: _Stage, rival: Rival) -> None:
     if not is_absent:
         stage.server.value = rival.start()
     workers = [
-        FORK.Process(target=_work, args=(stage, rival, worker), name=f"worker-{worker}") for worker in range(WORKERS)
+        FORK.Process(target=_work, args=(stage, rival, worker), name=f"worker-{worker}")
+        for worker in range(rival.load.workers)
     ]
     for worker in workers:
         worker.start()
@@ -212,18 +213,20 @@ def _play(stage: _Stage, rival: Rival) -> None:
 def _work(stage: _Stage, rival: Rival, worker: int) -> None:
     """Log, and write down how long each call took."""
     load = rival.load
-    calls = {connection: rival.call(connection) for connection in range(worker, load.connections, WORKERS)}
+    with (rival.directory / "workers.err").open("ab") as err:  # what they complain of is in the figures
+        os.dup2(err.fileno(), 2)
+    calls = {connection: rival.call(connection) for connection in load.connections_of(worker)}
     message = load.template(rival.style)
     arguments, clock, now = load.arguments, time.perf_counter_ns, time.time_ns
     emits = array("q")
     moments: dict[int, array[int]] = {connection: array("q") for connection in calls}
     acks: dict[int, list[tuple[int, int]]] = {}
-    pause_ns = 10**9 * WORKERS // load.per_second if load.per_second else 0
+    pause_ns = 10**9 * load.workers // load.per_second if load.per_second else 0
     stage.ready.release()
     stage.go.wait()
     before_mib = _peak_mib(os.getpid())
     cpu_before = time.process_time()
-    due = clock() + pause_ns * worker // WORKERS
+    due = clock() + pause_ns * worker // load.workers
     for connection, number in load.numbers(worker):
         if pause_ns:
             ahead = due - clock()

@@ -144,7 +144,7 @@ def describe(load: str) -> str:
         return load
     pace = f"{of.per_second:,} a second" if of.per_second else "as fast as they can"
     server = {"well": "", "absent": "; the server starts when all is logged", "stopped": "; the server is stopped"}
-    job = f"{of.connections:,} connections log {of.records:,} {of.kind} records"
+    job = f"{of.connections:,} connections of {of.workers} processes log {of.records:,} {of.kind} records"
     return f"{job}, {pace}, as {of.format}{server[of.server]}"
 
 
