@@ -358,7 +358,9 @@ async def killed_at(directory: Path, kind: str, batches: list[Delivery], call: i
         if descriptor >= 0:
             os.close(descriptor)
     sink._live._descriptor = sink._live.ledger._descriptor = -1
+    sink._looking.cancel()
     sink._thread.shutdown()
+    sink._backups_thread.shutdown()
     return done
 
 
