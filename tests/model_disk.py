@@ -7,6 +7,7 @@ what was synced and a part, at random, of what was not. All else of ``os`` is un
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -345,6 +346,9 @@ class Hand(Executor):
         if not self.held:
             self.work()
         return future
+
+    async def call(self, fn: Any, argument: Any) -> Any:
+        return await asyncio.wrap_future(self.submit(fn, argument))
 
     def work(self) -> None:
         """Do all there is to do."""

@@ -7,9 +7,11 @@ up its own lane and nobody else.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +21,7 @@ from aiolog.record import Source, WireRecord
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_A = TypeVar("_A")
 
 
 def runs(group: Sequence[Delivery]) -> Iterator[tuple[Source, Sequence[WireRecord]]]:
@@ -38,7 +41,7 @@ class SinkThread(Executor):
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._changing = threading.Lock()  # held while the two below change
         self._started = False
@@ -47,32 +50,73 @@ class SinkThread(Executor):
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Have the thread call ``fn``; any thread may ask. Raises ``RuntimeError`` after :meth:`shutdown`."""
         future: Future[_T] = Future()
+        self._put(partial(_work_for, future, partial(fn, *args, **kwargs)))
+        return future
+
+    async def call(self, fn: Callable[[_A], _T], argument: _A) -> _T:
+        """Have the thread call ``fn``, and wait; from the event loop this costs less than :meth:`submit`.
+
+        A cancellation does not stop a call that has begun. Raises ``RuntimeError`` after :meth:`shutdown`.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._put(partial(_work_for_loop, loop, future, fn, argument))
+        result: _T = await future
+        return result
+
+    def _put(self, job: Callable[[], None]) -> None:
         with self._changing:
             if self.ended:
                 raise RuntimeError("this sink is closed")
-            self._calls.put((future, partial(fn, *args, **kwargs)))
+            self._jobs.put(job)
             if not self._started:
                 self._started = True
                 self._thread.start()
-        return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - Executor's
         """Let the thread end after the calls that it has; with ``wait``, until it has ended."""
         with self._changing:
             self.ended = True
-            self._calls.put(None)
+            self._jobs.put(None)
         if wait and self._started:
             self._thread.join()
 
     def _run(self) -> None:
-        while call := self._calls.get():
-            future, function = call
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            del call, future, function  # or an idle thread would keep the last group alive
+        while job := self._jobs.get():
+            job()
+            del job  # or an idle thread would keep the last group alive
+
+
+def _work_for(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the future
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _work_for_loop(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], function: Callable[[Any], Any], argument: Any
+) -> None:
+    if future.cancelled():
+        return
+    try:
+        result = function(argument)
+    except BaseException as error:  # noqa: BLE001 - the same
+        tell: Callable[[], None] = partial(_tell, future, error, None)
+    else:
+        tell = partial(_tell, future, None, result)
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(tell)
+
+
+def _tell(future: asyncio.Future[Any], error: BaseException | None, result: Any) -> None:
+    if future.done():
+        return  # cancelled meanwhile
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

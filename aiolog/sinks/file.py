@@ -59,7 +59,6 @@ class FileSink:
             clock=clock,
             warn=say,
         )
-        self._append = wrap(self._live.append)
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -127,7 +126,7 @@ class FileSink:
                 texts = [*self._format(delivery.notice_source, delivery.notices), *texts]
             parts.append(Part(delivery.session, delivery.first_seq - len(delivery.notices), texts))
         try:
-            await self._append(parts, executor=self._thread)
+            await self._thread.call(self._live.append, parts)
         except OSError:
             self.write_errors += 1
             raise
