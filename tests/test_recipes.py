@@ -118,12 +118,18 @@ class Reader:
             time.sleep(0.02)
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
-        """End what goes on in the background, as `kill %1` would end it."""
+        """End what goes on in the background, and then what it left behind.
+
+        First the process alone, as a service manager does: a group at once hangs Celery, whose children go then too.
+        """
         for process in self.started:
-            if process.poll() is None:
-                os.killpg(process.pid, signum)
-                with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                if process.poll() is None:
+                    process.send_signal(signum)
                     process.wait(WAIT_SECONDS)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM if process.returncode is not None else signal.SIGKILL)
         self.started.clear()
 
 
