@@ -34,7 +34,7 @@ VARY = {"ts", "host", "pid"}
 VARY_FIELDS = {"ppid", "run", "task_id", "duration_us", "runtime", "user_agent", "server_time"}
 TEXTS = re.compile(
     r"\d\d/\w{3}/\d{4}[ :]\d\d:\d\d:\d\d( \+\d{4})?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
-    r"|\b\d+\.\d{3,}|\d{4,}|curl/[\d.]+|(?<=fd=)\d+|(?<=Thread-)\d+|(?<=Worker-)\d+|(?<=Process-)\d+"
+    r"|\b\d+\.\d{3,}|\d{4,}|curl/[\d.]+|(?<=fd=)\d+|(?<=Thread-)\d+|(?<=Worker-)\d+|(?<=Process-)\d+|(?<=\bgw)\d+"
 )
 HOME = "/srv/shop"  # where the files of the pages are, on the pages
 
