@@ -34,7 +34,7 @@ VARY = {"ts", "host", "pid"}
 VARY_FIELDS = {"ppid", "run", "task_id", "duration_us", "runtime", "user_agent", "server_time"}
 TEXTS = re.compile(
     r"\d\d/\w{3}/\d{4}[ :]\d\d:\d\d:\d\d( \+\d{4})?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
-    r"|\b\d+\.\d{3,}|\d{4,}|curl/[\d.]+|(?<=fd=)\d+|(?<=Thread-)\d+|(?<=Worker-)\d+|(?<=Process-)\d+"
+    r"|\b\d+\.\d{3,}|\d{4,}|curl/[\d.]+|(?<=fd=)\d+|(?<=Thread-)\d+|(?<=Worker-)\d+|(?<=Process-)\d+|(?<=\bgw)\d+"
 )
 HOME = "/srv/shop"  # where the files of the pages are, on the pages
 
@@ -118,12 +118,18 @@ class Reader:
             time.sleep(0.02)
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
-        """End what goes on in the background, as `kill %1` would end it."""
+        """End what goes on in the background, and then what it left behind.
+
+        First the process alone, as a service manager does: a group at once hangs Celery, whose children go then too.
+        """
         for process in self.started:
-            if process.poll() is None:
-                os.killpg(process.pid, signum)
-                with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                if process.poll() is None:
+                    process.send_signal(signum)
                     process.wait(WAIT_SECONDS)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM if process.returncode is not None else signal.SIGKILL)
         self.started.clear()
 
 
