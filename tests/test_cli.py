@@ -138,6 +138,9 @@ def test_a_signal_drains(tmp_path, signum):
     with serve(tmp_path, None, "--no-stdout") as server, logger_to(server.port) as logger:
         for number in range(5000):
             logger.info("%d", number)
+        until = time.monotonic() + 20
+        while not logger.handlers[0].stats()["acked"] and time.monotonic() < until:
+            time.sleep(0.001)
         assert server.stop(signum) == 0
         assert server.records()
         with serve(tmp_path, None, "--no-stdout", port=server.port) as second:

@@ -115,8 +115,8 @@ def test_calls_do_not_feel_the_trouble_of_the_server(tmp_path, trouble):
         if trouble == "stopped":
             server.send(signal.SIGCONT)
     # Figures stand in docs/performance.md; here is only what can be told apart from the noise of a shared machine.
-    assert ill["p999_seconds"] < max(0.02, 3 * well["p999_seconds"])
-    assert ill["slowest_seconds"] < max(0.05, 3 * well["slowest_seconds"])
+    assert ill["p999_seconds"] < max(0.05, 3 * well["p999_seconds"])
+    assert ill["slowest_seconds"] < max(0.1, 3 * well["slowest_seconds"])
 
 
 def test_a_connection_that_is_cut_again_and_again_loses_nothing(tmp_path):

@@ -1,7 +1,7 @@
 """Programs that log through a real AiologHandler: run by the process tests, under every interpreter found.
 
     python worker.py flood PORT WORKER COUNT [--per-second R] [--seconds S] [--flush S] [--buffer-bytes N] [--when-full P]
-                           [--spool DIR] [--spool-max-bytes N] [--book FILE]
+                           [--block-timeout S] [--spool DIR] [--spool-max-bytes N] [--book FILE]
     python worker.py names PORT COUNT
     python worker.py pool PORT METHOD TASKS
     python worker.py executor PORT METHOD TASKS
@@ -487,6 +487,7 @@ def main() -> None:
     parser.add_argument("--per-second", type=float, default=0)
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--flush", type=float, default=60)
+    parser.add_argument("--block-timeout", type=float, default=0.1)
     parser.add_argument("--spool")
     parser.add_argument("--spool-max-bytes", type=int, default=256 << 20)
     parser.add_argument("--book", default="")
@@ -505,6 +506,7 @@ def main() -> None:
             book=given.book,
             spool_dir=given.spool,
             spool_max_bytes=given.spool_max_bytes,
+            block_timeout_seconds=given.block_timeout,
         )
     else:
         result = globals()[given.program](given.port, *rest)
