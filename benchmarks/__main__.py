@@ -18,7 +18,7 @@ from benchmarks.report import Results
 from benchmarks.rivals import RIVALS, Rival
 
 RESULTS = Path(__file__).parent / "results"
-TABLE_CHARS = 180  # a narrower terminal wraps its lines; a cell that is cut says nothing
+TABLE_CHARS = 210  # a narrower terminal wraps its lines; a cell that is cut says nothing
 BEGIN, END = "<!-- figures: written by `make bench DOCUMENT=…` -->\n", "<!-- end of the figures -->\n"
 
 

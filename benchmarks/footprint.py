@@ -47,8 +47,12 @@ def idle_kib(make: type[Rival], directory: Path) -> float:
 
 
 def import_ms() -> dict[str, float]:
-    """Return how long two imports take, in ms: medians of fresh interpreters, in turn."""
-    took: dict[str, list[float]] = {"import logging.handlers": [], "from aiolog import AiologHandler": []}
+    """Return how long imports take, in ms: medians of fresh interpreters, in turn."""
+    took: dict[str, list[float]] = {
+        "import logging.handlers": [],
+        "import aiolog": [],
+        "from aiolog import AiologHandler": [],
+    }
     for _ in range(IMPORT_ROUNDS):
         for statement, seconds in took.items():
             program = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
