@@ -100,7 +100,7 @@ def test_a_stopped_server_delays_no_call_and_every_drop_is_counted(tmp_path):
 @pytest.mark.parametrize("trouble", ["absent", "stopped", "black hole"])
 def test_calls_do_not_feel_the_trouble_of_the_server(tmp_path, trouble):
     """At a steady pace the slowest calls are no slower than beside a server that is well, in the same minute."""
-    pace = ("--per-second", 500, "--seconds", 4)
+    pace = ("--per-second", 500, "--seconds", 2.5)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serve(tmp_path, None, "--no-stdout"))
         well = flood(server.port, "well", 0, *pace).result()

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from aiolog import AiologHandler
+from aiolog import sender as sender_module
 from aiolog.protocol import FROM_SERVER, VERSION, Ack, Decoder, Hello, Refuse, Welcome, batch_frame, encode, pack_record
 from aiolog.testing import Collector, as_log_record
 
@@ -88,8 +89,9 @@ def test_waiting_ends_with_what_came(collector):
     handler.close()
 
 
-def test_a_token(capfd):
+def test_a_token(capfd, monkeypatch):
     """A client with another token is refused; with the right one it is served."""
+    monkeypatch.setattr(sender_module, "REFUSED_PAUSE_SECONDS", 0.2)
     with Collector(token="right") as collector:
         wrong = AiologHandler(collector.host, collector.port, token="wrong", flush_timeout_seconds=0.2)
         wrong.handle(record("refused"))
