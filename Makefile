@@ -28,7 +28,7 @@ long: .venv/.test venvs
 
 # AIOLOG_SEED=… repeats a run, AIOLOG_KILLS=200 makes F1 longer; AIOLOG_FIGURES=file collects the figures.
 faults: .venv/.test
-	.venv/bin/python -m pytest tests/faults -m faults -rP
+	.venv/bin/python -m pytest tests/faults -m faults -rPs
 
 faults-root: .venv/.test
 	.venv/bin/python -m pytest tests/faults -m root -rPs
