@@ -158,6 +158,15 @@ async def test_a_record_of_a_wrong_form_has_a_file_too(opened, tmp_path):
     assert sink.records_written == 4
 
 
+@pytest.mark.parametrize("rare", [5, None, 1.5, True, "x", [1], {"processName": 5}, {1: 2}], ids=repr)
+async def test_a_record_whose_rest_is_of_a_wrong_form_is_written(opened, tmp_path, rare):
+    """Were it refused, the group would come again for ever, and nobody would be acked."""
+    sink, process = await opened(), Process()
+    await sink.write([process(("a", "1"))])
+    await sink.write([process((1.5, process.loggers["a"], 0, "2", rare))])
+    assert tree(tmp_path / "logs") == {"a.log": "1\n2\n"}
+
+
 # -- bounds
 
 

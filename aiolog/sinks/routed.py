@@ -227,7 +227,9 @@ class RoutedFileSink:
     def _family(self, source: Source, wire: WireRecord, families: dict[Any, str]) -> str:
         """Return the path of a record without its date; what a call site gives is remembered."""
         number = wire[1] if isinstance(wire, (tuple, list)) and len(wire) > 1 and type(wire[1]) is int else None
-        is_plain = number in source.definitions and (len(wire) <= 4 or "processName" not in wire[4])
+        is_plain = number in source.definitions and (
+            len(wire) <= 4 or not isinstance(wire[4], dict) or "processName" not in wire[4]
+        )
         if is_plain and number in families:
             return families[number]
         found = attributes(source, wire)
