@@ -126,6 +126,20 @@ def test_a_filter_is_total(value, other, op):
     assert takes(text, wire) in {True, False}
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("op", ["==", "in"])
+def test_values_nested_deep_compare_as_false(op):
+    """msgpack carries 1,024 levels, which is more than CPython 3.11 compares; others compare some more."""
+    wire = record(extra=["x", nested(100_000), "y", [nested(100_000)] if op == "in" else nested(100_000)])
+    assert takes(f"fields.x {op} fields.y", wire) is False
+
+
 @given(wire=st.one_of(plain, st.lists(plain, max_size=6).map(tuple)))
 def test_a_record_of_any_form_is_judged(wire):
     """What a peer sends in the place of a record is taken or left, and nothing is raised."""
