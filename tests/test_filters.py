@@ -182,6 +182,19 @@ def test_a_filtered_format_leaves_out_what_is_not_taken():
     assert both(source("other"), wires) == ["", "", "c\n", ""]
 
 
+def test_what_was_never_defined_is_not_remembered():
+    """A peer has 2**64 numbers to name, and one may be defined later."""
+    filtered, one = (
+        Filtered(formatting.text("%(message)s"), [], compile_filter("level >= 20"), always="aiolog"),
+        source(),
+    )
+    filtered(one, [record(site=number) for number in range(100, 1_100)])
+    assert len(one.plans[filtered]) == 0
+    assert filtered(one, [record(site=len(one.definitions))]) == [""]
+    one.define(SITES[0])
+    assert filtered(one, [record(site=len(one.definitions) - 1)]) == ["order 7 is paid\n"]
+
+
 def test_a_filtered_format_can_tell_its_records_apart():
     """After a crash the whole records of a torn group are found through the filter as well."""
     filtered = Filtered(formatting.text("%(message)s"), ["shop"], None, always="aiolog")
