@@ -133,7 +133,9 @@ class LiveFile:
         """Open and repair; ``inherited`` are the marks of a file that this one continues. Raises ``ConfigError``."""
         now = self._clock()
         before = (self._inode, self._size) if self.is_recovered else None
+        suspicious_inode = self._inode if self._suspicious else None
         self._adopt(self._open_path(), now)
+        self._suspicious = self._inode == suspicious_inode
         self._inherited = inherited or {}
         if before is not None:
             self.ledger.wake()

@@ -268,6 +268,28 @@ async def test_a_group_that_failed_half_way_is_written_once(opened, tmp_path, mo
     assert tree(tmp_path / "logs") == {"a.log": "0\na1\na2\n", "b.log": "0\nb1\n", "c.log": "c1\n"}
 
 
+async def test_a_file_that_the_disk_failed_is_given_up_though_it_rested(opened, tmp_path, monkeypatch):
+    """After a failed fsync a file is never written to again, also when it had to let go of its descriptor meanwhile."""
+    sink, process, real = await opened(durability="fsynced", max_open_files=1), Process(), os.fdatasync
+    await sink.write([process(("a", "0"), ("b", "0"))])
+    left = [1]
+
+    def fail(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "a.log" and left:
+            left.pop()
+            raise OSError(5, os.strerror(5))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    group = [process(("a", "1"), ("b", "1"))]
+    with pytest.raises(OSError, match="error"):
+        await sink.write(group)
+    await sink.write(group)
+    files = tree(tmp_path / "logs")
+    assert (files.pop("a.log"), files.pop("b.log")) == ("1\n", "0\n1\n")
+    assert [*files.values()] == ["0\n"]
+
+
 async def test_two_servers_cannot_have_one_tree(opened):
     """The second is refused in a sentence, also while all files are closed."""
     await opened()
