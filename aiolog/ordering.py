@@ -154,10 +154,14 @@ class OrderedLane(Lane):
         self._clock = clock
         self._draining = False
 
-    async def drain(self) -> None:
-        """Wait until everything taken is committed; nothing waits for its time any more."""
+    def hurry(self) -> None:
+        """Let nothing wait for its time any more."""
         self._draining = True
         self._work.set()
+
+    async def drain(self) -> None:
+        """Wait until everything taken is committed; nothing waits for its time any more."""
+        self.hurry()
         await super().drain()
 
     async def close(self) -> list[Delivery]:
