@@ -430,6 +430,19 @@ async def test_a_whole_tree_keeps_its_bounds(opened, tmp_path, clock):
     assert {tree(logs)[path][1] for path in left} == {"2", "3", "4"}
 
 
+async def test_backups_of_one_second_go_one_by_one(opened, tmp_path, clock):
+    """A day that ends, and the first backup of the next day in the same second, are two: the older one goes alone."""
+    sink, process = await opened("{date}/{logger}.log", max_total_bytes=25), Process()
+    await sink.write([process(("a", "1" * 9))])
+    clock.now += DAY
+    await sink.write([process(("a", "2" * 9))])
+    await sink.rotate()
+    await sink.write([process(("a", "3" * 9))])
+    await sink.look()
+    await tended(sink)
+    assert sorted(tree(tmp_path / "logs").values()) == ["2" * 9 + "\n", "3" * 9 + "\n"]
+
+
 async def test_days_that_ended_count_as_backups(opened, tmp_path, clock):
     """backup_count keeps so many days of a name, whatever the directory is called."""
     sink, process = await opened("{date}/{logger}.log", backup_count=2, compress="gzip"), Process()

@@ -437,14 +437,15 @@ class RoutedFileSink:
 
     def _sweep(self) -> None:
         """Keep the bounds of retention over all files of the template, of whatever day; compress what was left over."""
-        families: dict[str, dict[tuple[int, int], Aged]] = {}
+        families: dict[str, dict[tuple[int, int, str], Aged]] = {}
         live_bytes = 0
         for found, _, names in os.walk(self._root):
             below = Path(found).relative_to(self._root)
             self._tend_left_over(below, names)
             for name in os.listdir(found):  # noqa: PTH208 - names, not paths
                 split = split_backup(name)
-                family = self._template.family((below / (split[0] if split else name)).as_posix())
+                path = (below / (split[0] if split else name)).as_posix()
+                family = self._template.family(path)
                 if family is None:
                     continue
                 size_bytes = 0
@@ -455,7 +456,8 @@ class RoutedFileSink:
                     continue
                 backup = split[1]
                 own = families.setdefault(family, {})
-                twin = own.get(key := (backup.stamp, backup.counter), Aged(backup.stamp, (), 0))
+                # With the path: those of two days of one name are no twins, though both ended in one second.
+                twin = own.get(key := (backup.stamp, backup.counter, path), Aged(backup.stamp, (), 0))
                 own[key] = Aged(backup.stamp, (*twin.names, (below / name).as_posix()), twin.size_bytes + size_bytes)
         retention, now = self._keeping.retention, self._clock()
         left: list[Aged] = []
