@@ -77,6 +77,9 @@ def test_a_safe_name_is_injective(first, second):
         ("logs/{app}{logger}{host}{process}{level}{date}", "too little room"),
         ("logs/" + "x" * 180 + "{app}", "too little room"),
         ("logs/{date:%Y/%m}.log", "a date with a slash would be two names"),
+        ("logs/{date:%Y-%-m}.log", "are not all of one length"),
+        ("logs/{date:%e}.log", "are not all of one length"),
+        ("logs/{date:%-H}.log", "are not all of one length"),
     ],
 )
 def test_what_is_no_template_is_refused(text, said):
