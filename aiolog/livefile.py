@@ -176,6 +176,11 @@ class LiveFile:
         """Whether it holds descriptors."""
         return self._descriptor >= 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether its ledger knows all that is known of it, on the disk too."""
+        return self._settled
+
     def rest(self) -> None:
         """Let go of the descriptors, of which there are few, and keep what is known: :meth:`open` goes on with it."""
         self._finish(self.ledger.rest)

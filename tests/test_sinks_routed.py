@@ -374,6 +374,33 @@ async def test_a_record_of_midnight_is_in_one_of_the_days(opened, tmp_path, cloc
     assert all(split_backup(Path(path).name) for path in files if path.startswith("2026-11-23"))
 
 
+async def test_a_day_is_remembered_until_the_next_one_has_a_ledger(opened, tmp_path, clock, monkeypatch):
+    """A disk that is full at midnight, and a crash: what was written before is known nevertheless."""
+    process, real = Process(), os.open
+    sink = await opened("{date}/{logger}.log")
+    group = [process(("a", "1"))]
+    await sink.write(group)
+    clock.now += DAY
+    await sink.look()
+
+    def fail(path, *rest, **named):
+        if str(path).endswith(".ledger.new"):
+            raise OSError(28, os.strerror(28))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="No space"):
+        await sink.write([*group, process(("a", "2"))])
+    monkeypatch.setattr(os, "open", real)
+    await crashed(sink)
+    sink = await opened("{date}/{logger}.log")
+    await sink.write(group)
+    await sink.write([process(("a", "3"))])
+    await tended(sink)
+    assert "".join(tree(tmp_path / "logs").values()) == "1\n3\n"
+    assert [path.parent.name for path in (tmp_path / "logs").rglob(".*.ledger")] == ["2026-11-24"]
+
+
 async def test_what_a_day_knew_is_remembered_over_quiet_days(opened, tmp_path, clock):
     """A name that logs again after days, and restarts in between, still knows what it had."""
     process = Process()

@@ -385,10 +385,12 @@ class RoutedFileSink:
             live.open(self._inherited.get(family))
             self._families.add(family)
             self._inherited.pop(family, None)
-            for ledger in self._old_ledgers.pop(family, ()):
+            self._files[path] = live
+        # Not before the new ledger is on the disk, which a full one puts off: a crash would have nothing to go by.
+        if family in self._old_ledgers and live.is_settled:
+            for ledger in self._old_ledgers.pop(family):
                 if ledger != live.ledger.path:
                     ledger.unlink(missing_ok=True)
-            self._files[path] = live
         self._opened[path] = live
         return live
 
