@@ -105,6 +105,10 @@ def tree(directory):
     }
 
 
+def open_descriptors():
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
 async def tended(sink):
     """Wait until the thread of the backups has done all it was asked."""
     await asyncio.wrap_future(sink._backups_thread.submit(lambda: None))
@@ -399,6 +403,34 @@ async def test_a_day_is_remembered_until_the_next_one_has_a_ledger(opened, tmp_p
     await tended(sink)
     assert "".join(tree(tmp_path / "logs").values()) == "1\n3\n"
     assert [path.parent.name for path in (tmp_path / "logs").rglob(".*.ledger")] == ["2026-11-24"]
+
+
+async def test_a_day_that_cannot_end_ends_later(opened, tmp_path, clock, monkeypatch, warnings):
+    """With a full disk at midnight nothing stays open, and the files become backups when there is room again."""
+    sink, process, real = await opened("{date}/{logger}.log"), Process(), os.pwrite
+    group = [process(*((f"l{n}", "1") for n in range(10)))]
+    before = open_descriptors()
+    await sink.write(group)
+
+    def fail(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    clock.now += DAY
+    await sink.look()
+    assert sum("could not be ended" in text for text in warnings) == 10
+    assert open_descriptors() <= before
+    monkeypatch.setattr(os, "pwrite", real)
+    await sink.write([*group, process(("l0", "2"))])
+    await sink.look()
+    await tended(sink)
+    files = tree(tmp_path / "logs")
+    assert files.pop("2026-11-24/l0.log") == "2\n"
+    assert sorted(split_backup(Path(path).name)[0] for path, text in files.items() if text) == [
+        f"l{n}.log" for n in range(10)
+    ]
+    assert "".join(files.values()) == "1\n" * 10
+    assert sink.records_written == 11
 
 
 async def test_what_a_day_knew_is_remembered_over_quiet_days(opened, tmp_path, clock):

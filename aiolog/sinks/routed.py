@@ -92,6 +92,7 @@ class RoutedFileSink:
         self._barred: set[str] = set()  # those that cannot have one
         self._inherited: dict[str, dict[bytes, int]] = {}  # by family: what the ledgers of other dates know
         self._old_ledgers: dict[str, list[Path]] = {}
+        self._late: dict[str, str] = {}  # paths and families of files whose day is over, and that could not be ended
         self._is_full = False  # whether it was said that no more names are taken
         self._retired: tuple[int, ...] = 0, 0, 0  # records, bytes and rotations of files whose day is over
         self._looking: asyncio.Task[None] | None = None
@@ -323,13 +324,17 @@ class RoutedFileSink:
             else:
                 live.ledger.read()  # of a file that ended before, and had no successor yet
         except (OSError, ConfigError, ValueError) as error:
-            self._warn(f"{live.path} could not be ended: {reason(error)}. It stays as it is.")
+            self._warn(f"{live.path} could not be ended: {reason(error)}. It stays as it is until it can be.")
+            self._late[path] = family
+            if not live.is_recovered:
+                live.ledger.read()
         else:
             self._old_ledgers.setdefault(family, []).append(live.ledger.path)
         marks = self._inherited.setdefault(family, {})
         for session, seq in live.ledger.marks.items():
             marks[session] = max(seq, marks.get(session, 0))
         self._retired = tuple(map(add, self._retired, (live.records_written, live.bytes_written, live.rotations)))
+        live.close()
         self._files.pop(path, None)
         self._opened.pop(path, None)
 
@@ -421,6 +426,10 @@ class RoutedFileSink:
             await self.look()
 
     def _look(self) -> None:
+        late, self._late = self._late, {}
+        for path, family in late.items():
+            if self._template.dated(family, self._date) != path:  # or the clock was set back, and it is in use again
+                self._end_day(self._make(path), path, family)
         self._keep_date()
         for live in list(self._opened.values()):
             live.look()
