@@ -358,6 +358,24 @@ async def test_a_fallback_is_written_last(opened, tmp_path, monkeypatch):
     assert (tmp_path / "logs/_other.log").read_text().split() == ["0", "a1", "x1"]
 
 
+@pytest.mark.parametrize("days", [0, 1])
+async def test_what_was_one_name_too_many_is_recognised(opened, tmp_path, clock, days):
+    """What went to the fallback and comes again is known, though its name may have a file of its own by then."""
+    process = Process()
+    first = await opened("{date}/{logger}.log", max_routes=1)
+    await first.write([process(("a", "1"))])
+    group = [process(("b", "2"))]
+    await first.write(group)
+    await crashed(first)
+    clock.now += days * DAY
+    second = await opened("{date}/{logger}.log", max_routes=3)
+    await second.write(group)
+    await second.write([process(("b", "3"))])
+    files = tree(tmp_path / "logs")
+    assert files[f"2026-11-{23 + days}/b.log"] == "3\n"
+    assert sorted("".join(files.values()).split()) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_record_of_midnight_is_in_one_of_the_days(opened, tmp_path, clock, restart):
     """What was written before midnight and comes again after it is known, though its file has another name by then."""
@@ -522,7 +540,7 @@ async def test_days_that_ended_count_as_backups(opened, tmp_path, clock):
     steps=st.lists(
         st.tuples(
             st.lists(st.tuples(st.integers(0, 1), st.lists(st.sampled_from("abcdef"), max_size=6)), max_size=3),
-            st.sampled_from(["", "", "", "crash", "close", "day", "again"]),
+            st.sampled_from(["", "", "", "crash", "close", "day", "again", "crash at midnight"]),
         ),
         max_size=8,
     ),
@@ -558,9 +576,9 @@ def test_every_record_once_and_in_order(steps, template, max_routes, max_open_fi
                 await sink.write(group)
             elif event == "day":
                 clock.now += DAY
-            elif event in {"crash", "close"}:
-                await (crashed(sink) if event == "crash" else sink.close())
-                clock.now += 1
+            elif event:
+                await (sink.close() if event == "close" else crashed(sink))
+                clock.now += DAY if event == "crash at midnight" else 1
                 sink = await opened()
                 await sink.write(group)  # nobody was told that it was written
         await sink.close()

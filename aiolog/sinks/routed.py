@@ -212,7 +212,10 @@ class RoutedFileSink:
         for n, (wire, text) in enumerate(zip(records, texts, strict=True)):
             if not text:
                 continue
-            family = self._allowed(self._family(source, wire, families))
+            own = self._family(source, wire, families)
+            family = self._allowed(own)
+            if family != own and self._inherited.get(own, {}).get(session, 0) >= first_seq + n:
+                continue  # it stands in a file of its own, of a day that is over
             begun = found.get(family)
             if begun is not None and n - begun[0] - len(begun[1]) <= _MAX_GAP:
                 begun[1].extend([""] * (n - begun[0] - len(begun[1])))
@@ -385,9 +388,10 @@ class RoutedFileSink:
         live = self._opened.pop(path, None)
         if live is None:
             live = self._files.get(path) or self._make(path)
+            known = self._known(path, family)
             self._make_room()
             self._confine(path)
-            live.open(self._inherited.get(family))
+            live.open(known)
             self._families.add(family)
             self._inherited.pop(family, None)
             self._files[path] = live
@@ -398,6 +402,21 @@ class RoutedFileSink:
                     ledger.unlink(missing_ok=True)
         self._opened[path] = live
         return live
+
+    def _known(self, path: str, family: str) -> dict[bytes, int]:
+        """Return what a file that is opened now continues: the last day of its name, and the fallback.
+
+        For a name that has no file yet may have been one too many before, a day or a restart ago, and its records went
+        to the fallback. As that is written last, all up to its marks stands somewhere.
+        """
+        known, fallback = self._inherited.get(family, {}), self._template.fallback
+        if path in self._files or family == fallback:
+            return known
+        other = self._template.dated(fallback, self._date)
+        elsewhere = self._inherited.get(fallback, {})
+        if other in self._files:
+            elsewhere = self._wake(other, fallback).ledger.marks
+        return {session: max(known.get(session, 0), elsewhere.get(session, 0)) for session in {**known, **elsewhere}}
 
     def _make_room(self) -> None:
         """Let the files go that were written longest ago, until one more may be open."""
