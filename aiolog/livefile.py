@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from aiolog import crash
 from aiolog.backups import CREATE_FLAGS, FILE_MODE, Backups
 from aiolog.errors import ConfigError, reason
-from aiolog.ledger import Entry, Ledger, Run, sync_directory
+from aiolog.ledger import Entry, Ledger, Mark, Run, sync_directory
 from aiolog.rotation import Retention, Rotation, due, next_backup, stamp_text
 
 DIRECTORY_MODE = 0o750
@@ -123,13 +123,13 @@ class LiveFile:
         self._directory_dirty = False  # whether a name is not on the disk yet
         self._rotate_at: float | None = None
         self._scheduled_at = 0.0  # the moment from which _rotate_at was computed
-        self._inherited: Mapping[bytes, int] = {}
+        self._inherited: Mapping[bytes, Mark] = {}
         self._held_at: float | None = None  # when a rotation failed
         self._has_warned = False  # of a directory that others may write to
 
     # -- called through the sink
 
-    def open(self, inherited: Mapping[bytes, int] | None = None) -> None:
+    def open(self, inherited: Mapping[bytes, Mark] | None = None) -> None:
         """Open and repair; ``inherited`` are the marks of a file that this one continues. Raises ``ConfigError``."""
         now = self._clock()
         before = (self._inode, self._size) if self.is_recovered else None

@@ -471,6 +471,29 @@ async def test_what_a_day_knew_is_remembered_over_quiet_days(opened, tmp_path, c
     assert ledgers == [".a-2026-11-26.log.ledger"]
 
 
+async def test_ended_days_are_forgotten_with_their_sessions(opened, tmp_path, clock):
+    """Names that never come back leave no ledgers behind, and sessions that ended are in no new one."""
+    process, once = Process(), Process()
+    sink = await opened("{date}/{logger}.log")
+    await sink.write([once(("a", "1"))])
+    for n in range(20):
+        if n == 10:
+            await sink.close()
+            sink = await opened("{date}/{logger}.log")
+        await sink.write([Process()((f"once{n}", "x")), process(("a", "2"))])
+        clock.now += DAY
+        await sink.look()
+    assert len(list((tmp_path / "logs").rglob(".*.ledger"))) <= 10
+    assert len(sink._inherited) <= 10
+    await sink.write([process(("a", "3"))])
+    assert set(sink._files["2026-12-13/a.log"].ledger.marks) == {process.session}
+    clock.now += DAY
+    await sink.look()
+    sink.forget(process.session)
+    await sink.write([Process()(("a", "4"))])
+    assert process.session not in sink._files["2026-12-14/a.log"].ledger.marks
+
+
 # -- backups
 
 

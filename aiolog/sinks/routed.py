@@ -17,7 +17,7 @@ import asyncio
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import add
 from pathlib import Path
@@ -30,6 +30,7 @@ from aiolog.backups import PARTIAL, free_on, remove
 from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery
 from aiolog.formatting import Format, whole_records
+from aiolog.ledger import Mark
 from aiolog.livefile import KEEPING, Keeping, LiveFile, Part, make_directories
 from aiolog.record import Source, WireRecord, attributes
 from aiolog.rotation import Aged, split_backup
@@ -43,6 +44,7 @@ SWEEP_SECONDS = 60.0  # between two looks at all backups of the tree together
 # What another file would meet as well; anything else is the matter of one name.
 _COMMON = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ENOMEM}
 
+NOT_SEEN = 0, 0.0  # the mark of a session that nobody knows
 _MAX_GAP = 16  # records of other files between two of one file, before these are two parts: a byte each in the ledger
 
 Parts: TypeAlias = dict[str, list[Part]]
@@ -90,7 +92,7 @@ class RoutedFileSink:
         self._opened: dict[str, LiveFile] = {}  # those of them with descriptors, the one written longest ago first
         self._families: set[str] = set()  # paths without their dates that have a file
         self._barred: set[str] = set()  # those that cannot have one
-        self._inherited: dict[str, dict[bytes, int]] = {}  # by family: what the ledgers of other dates know
+        self._inherited: dict[str, dict[bytes, Mark]] = {}  # by family: what the ledgers of other dates know
         self._old_ledgers: dict[str, list[Path]] = {}
         self._late: dict[str, str] = {}  # paths and families of files whose day is over, and that could not be ended
         self._is_full = False  # whether it was said that no more names are taken
@@ -161,6 +163,8 @@ class RoutedFileSink:
         for live in list(self._files.values()):
             if live.ledger.mark(session) is not None:
                 live.ledger.forget(session)
+        for marks in list(self._inherited.values()):
+            marks.pop(session, None)
 
     async def look(self) -> None:
         """Do what is due although nobody writes, and follow live files that somebody else renamed."""
@@ -214,7 +218,7 @@ class RoutedFileSink:
                 continue
             own = self._family(source, wire, families)
             family = self._allowed(own)
-            if family != own and self._inherited.get(own, {}).get(session, 0) >= first_seq + n:
+            if family != own and self._inherited.get(own, {}).get(session, NOT_SEEN)[0] >= first_seq + n:
                 continue  # it stands in a file of its own, of a day that is over
             begun = found.get(family)
             if begun is not None and n - begun[0] - len(begun[1]) <= _MAX_GAP:
@@ -290,6 +294,7 @@ class RoutedFileSink:
             elif live.path.is_file():  # it is opened when it is needed
                 self._families.add(family)
                 self._files[path] = live
+        self._forget_days()
         self._backups_thread.submit(self._sweep)
 
     def _own(self, directory: Path) -> Iterator[tuple[str, str]]:
@@ -333,9 +338,7 @@ class RoutedFileSink:
                 live.ledger.read()
         else:
             self._old_ledgers.setdefault(family, []).append(live.ledger.path)
-        marks = self._inherited.setdefault(family, {})
-        for session, seq in live.ledger.marks.items():
-            marks[session] = max(seq, marks.get(session, 0))
+        self._inherited[family] = _merged(self._inherited.get(family, {}), live.ledger.marks)
         self._retired = tuple(map(add, self._retired, (live.records_written, live.bytes_written, live.rotations)))
         live.close()
         self._files.pop(path, None)
@@ -382,6 +385,16 @@ class RoutedFileSink:
                 self._families.discard(family)
         self._date, self._is_full = date, False
         self._barred.clear()
+        self._forget_days()
+
+    def _forget_days(self) -> None:
+        """Let go of what ended days know of nobody who may come back: names that never do would be ever more."""
+        oldest = self._clock() - self._keeping.session_ttl_seconds
+        for family, marks in list(self._inherited.items()):
+            if all(seen_at < oldest for _, seen_at in list(marks.values())):
+                del self._inherited[family]
+                for ledger in self._old_ledgers.pop(family, ()):
+                    ledger.unlink(missing_ok=True)
 
     def _wake(self, path: str, family: str) -> LiveFile:
         """Return a file, open, and now the last that will have to let go. Raises ``ConfigError`` as opening does."""
@@ -403,20 +416,20 @@ class RoutedFileSink:
         self._opened[path] = live
         return live
 
-    def _known(self, path: str, family: str) -> dict[bytes, int]:
+    def _known(self, path: str, family: str) -> dict[bytes, Mark]:
         """Return what a file that is opened now continues: the last day of its name, and the fallback.
 
         For a name that has no file yet may have been one too many before, a day or a restart ago, and its records went
         to the fallback. As that is written last, all up to its marks stands somewhere.
         """
-        known, fallback = self._inherited.get(family, {}), self._template.fallback
+        known, fallback = dict(self._inherited.get(family, {})), self._template.fallback  # a copy: forget() is about
         if path in self._files or family == fallback:
             return known
         other = self._template.dated(fallback, self._date)
         elsewhere = self._inherited.get(fallback, {})
         if other in self._files:
             elsewhere = self._wake(other, fallback).ledger.marks
-        return {session: max(known.get(session, 0), elsewhere.get(session, 0)) for session in {**known, **elsewhere}}
+        return _merged(known, elsewhere)
 
     def _make_room(self) -> None:
         """Let the files go that were written longest ago, until one more may be open."""
@@ -512,6 +525,10 @@ class RoutedFileSink:
         for path in left_over:
             if self._template.family(path) is not None:
                 (self._files.get(path) or self._make(path)).backups.tend_now()
+
+
+def _merged(one: Mapping[bytes, Mark], other: Mapping[bytes, Mark]) -> dict[bytes, Mark]:
+    return {session: max(one.get(session, NOT_SEEN), other.get(session, NOT_SEEN)) for session in {**one, **other}}
 
 
 def _runs(delivery: Delivery) -> Iterator[tuple[Source, Sequence[WireRecord], bytes, int]]:
