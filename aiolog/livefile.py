@@ -434,7 +434,7 @@ class LiveFile:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # no answer is no reason to leave a file that can be written
+            return status.st_nlink > 0  # no answer is no reason to leave a file that can be written, and be read
         return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
 
     def _reopen(self, status: os.stat_result, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -251,6 +252,20 @@ async def test_a_full_disk_bars_nobody(opened, tmp_path, monkeypatch):
         await sink.write(group)
     await sink.write(group)
     assert tree(tmp_path / "logs") == {"a.log": "1\n", "b.log": "2\n"}
+
+
+async def test_what_nobody_can_read_is_not_acked(opened, tmp_path):
+    """Where the root was removed, and something else stands there, a file without a name takes no records."""
+    sink, process = await opened("{app}/{logger}.log"), Process()
+    await sink.write([process(("a", "1"))])
+    shutil.rmtree(tmp_path / "logs")
+    (tmp_path / "logs").write_text("")
+    group = [process(("a", "2"))]
+    with pytest.raises(OSError, match="cannot open"):
+        await sink.write(group)
+    (tmp_path / "logs").unlink()
+    await sink.write(group)
+    assert tree(tmp_path / "logs") == {"shop/a.log": "2\n"}
 
 
 async def test_a_group_that_failed_half_way_is_written_once(opened, tmp_path, monkeypatch):
