@@ -196,10 +196,14 @@ class PathTemplate:
         parts = path.split("/")
         if len(parts) != len(self._components):
             return None
-        date = self._date_pattern
-        if not all(re.fullmatch(one.pattern(date), part) for one, part in zip(self._components, parts, strict=True)):
+        pairs = list(zip(self._components, parts, strict=True))
+        # Ledgers and the like end otherwise, and an expression of five fields would try all ways to divide them.
+        if not all(part.startswith(one.literals[0]) and part.endswith(one.literals[-1]) for one, part in pairs):
             return None
-        return "/".join(one.undated(part, date) for one, part in zip(self._components, parts, strict=True))
+        date = self._date_pattern
+        if not all(re.fullmatch(one.pattern(date), part) for one, part in pairs):
+            return None
+        return "/".join(one.undated(part, date) for one, part in pairs)
 
     @property
     def depth(self) -> int:
