@@ -545,6 +545,18 @@ async def test_a_whole_tree_keeps_its_bounds(opened, tmp_path, clock):
     assert {tree(logs)[path][1] for path in left} == {"2", "3", "4"}
 
 
+async def test_a_flood_keeps_the_bounds_of_the_tree(opened, tmp_path, clock):
+    """What was rotated since the last look is bounded at the next one, not once a minute."""
+    sink, process = await opened(max_bytes=20, max_total_bytes=100), Process()
+    await sink.look()
+    for _ in range(50):
+        await sink.write([process(("a", "123456789"))])
+    clock.now += 5
+    await sink.look()
+    await tended(sink)
+    assert sum(map(len, tree(tmp_path / "logs").values())) <= 100
+
+
 async def test_backups_of_one_second_go_one_by_one(opened, tmp_path, clock):
     """A day that ends, and the first backup of the next day in the same second, are two: the older one goes alone."""
     sink, process = await opened("{date}/{logger}.log", max_total_bytes=25), Process()

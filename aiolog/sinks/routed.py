@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from operator import add
 from pathlib import Path
@@ -40,7 +41,7 @@ from aiolog.sinks.file import CLOSE_SECONDS, LOOK_SECONDS
 
 MAX_OPEN_FILES = 256  # two descriptors each: half of the 1,024 that a process may have by default
 MAX_ROUTES = 1_024  # names in one directory tree: an operator can still look through them
-SWEEP_SECONDS = 60.0  # between two looks at all backups of the tree together
+SWEEP_SECONDS = 60.0  # between two looks at all backups of the tree together, as long as there are no new ones
 # What another file would meet as well; anything else is the matter of one name.
 _COMMON = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ENOMEM}
 
@@ -98,7 +99,8 @@ class RoutedFileSink:
         self._is_full = False  # whether it was said that no more names are taken
         self._retired: tuple[int, ...] = 0, 0, 0  # records, bytes and rotations of files whose day is over
         self._looking: asyncio.Task[None] | None = None
-        self._swept_at = 0.0
+        self._last_sweep: Future[None] = Future()
+        self._swept_at, self._swept_rotations = 0.0, 0
 
     # -- what it counted
 
@@ -465,10 +467,11 @@ class RoutedFileSink:
         self._keep_date()
         for live in list(self._opened.values()):
             live.look()
-        now = self._clock()
-        if not 0 <= now - self._swept_at < SWEEP_SECONDS:
-            self._swept_at = now
-            self._backups_thread.submit(self._sweep)
+        now, rotations = self._clock(), self.rotations
+        if rotations != self._swept_rotations or not 0 <= now - self._swept_at < SWEEP_SECONDS:
+            self._swept_at, self._swept_rotations = now, rotations
+            self._last_sweep.cancel()  # if it has not begun yet, this one sees all that it would have
+            self._last_sweep = self._backups_thread.submit(self._sweep)
 
     def _close(self) -> None:
         for live in self._opened.values():
