@@ -204,6 +204,9 @@ class Lane:
         missed.records += len(delivery.records)
         missed.until = delivery.records[-1]
 
+    def hurry(self) -> None:
+        """Hold nothing back any more: the end has come."""
+
     async def drain(self) -> None:
         """Wait until everything taken is committed. Never ends while the sink is stuck; cancel it then."""
         await self._rest.wait()
@@ -352,6 +355,11 @@ class Fanout:
             lane.offer(delivery)
         if was_awaited:
             delivery.committed()
+
+    def hurry(self) -> None:
+        """Have every lane hold nothing back any more: the acks of what it holds are waited for."""
+        for lane in self.lanes.values():
+            lane.hurry()
 
     async def drain(self) -> None:
         """Wait until every ``block`` lane has committed what it took. Never ends while a sink is stuck."""

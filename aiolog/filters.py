@@ -139,7 +139,10 @@ def _comparison(parts: Sequence[ast.expr], ops: Sequence[ast.cmpop], text: str) 
 
     def evaluate(values: _Values) -> bool:
         found = [function(values) for function in functions]
-        return all(holds(left, right) for holds, left, right in zip(compare, found, found[1:], strict=False))
+        try:
+            return all(holds(left, right) for holds, left, right in zip(compare, found, found[1:], strict=False))
+        except RecursionError:  # of values that a peer nested a thousand deep
+            return False
 
     return evaluate
 
@@ -227,6 +230,6 @@ class Filtered:
             taken = self._chosen is None or self._chosen.takes(source, wire)
         else:
             return self._chosen.takes(source, wire)
-        if number is not None:
+        if number in source.definitions:  # of numbers that were never defined there is no end
             sites[number] = taken
         return taken

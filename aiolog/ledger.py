@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from aiolog import crash
 from aiolog.errors import reason
@@ -51,6 +51,10 @@ _FRAME = struct.Struct("<II")
 _BODY = struct.Struct("<BdQQQIII")
 _RUN = struct.Struct("<16sQIB")
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+Mark: TypeAlias = tuple[int, float]
+"""A seq, and when it was dealt with, in seconds since the epoch."""
 
 
 class Run(NamedTuple):
@@ -312,16 +316,15 @@ class Ledger:
         """Whether it is time for a :meth:`settle`, which makes it short again."""
         return self._end >= self._compact_at
 
-    def inherit(self, marks: Mapping[bytes, int]) -> None:
+    def inherit(self, marks: Mapping[bytes, Mark]) -> None:
         """Take over what another ledger knew, of a file that this one's continues. Before :meth:`settle`."""
-        now = self._clock()
-        for session, seq in marks.items():
-            self._advance(session, seq, now)
+        for session, (seq, seen_at) in marks.items():
+            self._advance(session, seq, max(seen_at, self._seen_at.get(session, 0.0)))
 
     @property
-    def marks(self) -> Mapping[bytes, int]:
-        """The last seq that was dealt with, of each session that is known."""
-        return self._marks
+    def marks(self) -> dict[bytes, Mark]:
+        """The last seq that was dealt with, and when, of each session that is known."""
+        return {session: (seq, self._seen_at[session]) for session, seq in self._marks.items()}
 
     def rest(self) -> None:
         """Let go of the file, and remember it: :meth:`wake` goes on with it, if it is still the same."""

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from aiolog import crash
 from aiolog.backups import CREATE_FLAGS, FILE_MODE, Backups
 from aiolog.errors import ConfigError, reason
-from aiolog.ledger import Entry, Ledger, Run, sync_directory
+from aiolog.ledger import Entry, Ledger, Mark, Run, sync_directory
 from aiolog.rotation import Retention, Rotation, due, next_backup, stamp_text
 
 DIRECTORY_MODE = 0o750
@@ -123,17 +123,19 @@ class LiveFile:
         self._directory_dirty = False  # whether a name is not on the disk yet
         self._rotate_at: float | None = None
         self._scheduled_at = 0.0  # the moment from which _rotate_at was computed
-        self._inherited: Mapping[bytes, int] = {}
+        self._inherited: Mapping[bytes, Mark] = {}
         self._held_at: float | None = None  # when a rotation failed
         self._has_warned = False  # of a directory that others may write to
 
     # -- called through the sink
 
-    def open(self, inherited: Mapping[bytes, int] | None = None) -> None:
+    def open(self, inherited: Mapping[bytes, Mark] | None = None) -> None:
         """Open and repair; ``inherited`` are the marks of a file that this one continues. Raises ``ConfigError``."""
         now = self._clock()
         before = (self._inode, self._size) if self.is_recovered else None
+        suspicious_inode = self._inode if self._suspicious else None
         self._adopt(self._open_path(), now)
+        self._suspicious = self._inode == suspicious_inode
         self._inherited = inherited or {}
         if before is not None:
             self.ledger.wake()
@@ -173,6 +175,11 @@ class LiveFile:
     def is_open(self) -> bool:
         """Whether it holds descriptors."""
         return self._descriptor >= 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its ledger knows all that is known of it, on the disk too."""
+        return self._settled
 
     def rest(self) -> None:
         """Let go of the descriptors, of which there are few, and keep what is known: :meth:`open` goes on with it."""
@@ -427,7 +434,7 @@ class LiveFile:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # no answer is no reason to leave a file that can be written
+            return status.st_nlink > 0  # no answer is no reason to leave a file that can be written, and be read
         return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
 
     def _reopen(self, status: os.stat_result, now: float) -> None:

@@ -54,10 +54,12 @@ class TimeOrder:
         self._heads: list[tuple[float, int, bytes]] = []  # of each session that waits: its next key, and when it came
         self._came = 0
         self._latest = -_NEVER  # the latest moment that we were told
+        self.size_bytes = 0  # of what waits
 
     def add(self, delivery: Delivery, now: float) -> None:
         """Take a delivery that came at ``now``, in seconds since the epoch."""
         self._latest = max(self._latest, now)
+        self.size_bytes += delivery.size_bytes
         queue = self._waiting.get(delivery.session)
         key = queue[-1].keys[-1] if queue else -_NEVER
         keys = []
@@ -101,6 +103,7 @@ class TimeOrder:
                     queue.appendleft(_Waiting(delivery, keys, end))
                     break
                 done.append(delivery)
+                self.size_bytes -= delivery.size_bytes
             if queue:
                 self._push(session, queue[0].keys[queue[0].begin])
             else:
@@ -154,10 +157,14 @@ class OrderedLane(Lane):
         self._clock = clock
         self._draining = False
 
-    async def drain(self) -> None:
-        """Wait until everything taken is committed; nothing waits for its time any more."""
+    def hurry(self) -> None:
+        """Let nothing wait for its time any more."""
         self._draining = True
         self._work.set()
+
+    async def drain(self) -> None:
+        """Wait until everything taken is committed; nothing waits for its time any more."""
+        self.hurry()
         await super().drain()
 
     async def close(self) -> list[Delivery]:
@@ -180,7 +187,9 @@ class OrderedLane(Lane):
             group, self._queue, self._queued_bytes = self._queue, [], 0
             for delivery in group:
                 self._order.add(delivery, now)
-            slices, done = self._order.take(now, everything=self._draining)
+            # Nothing else bounds what a lane holds that no ack waits for; rather out of order than dropped.
+            is_full = not self.blocks and self._order.size_bytes > self._buffer_bytes
+            slices, done = self._order.take(now, everything=self._draining or is_full)
             if slices:
                 self._writing = done
                 await self._commit(slices)

@@ -35,6 +35,7 @@ _KEPT = r"A-Za-z0-9._@+=,-"
 _CHANGED = re.compile(rf"[^{_KEPT}]")
 _AS_BACKUP = re.compile(r"\.\d{8}T\d{6}Z\.\d{4}", re.ASCII)
 _FIELD_PATTERN = rf"[{_KEPT}~]+"
+_SAMPLES = (0, 1_000_000_000, 1_795_460_462)  # moments whose parts, from the month to the second, have one digit or two
 _DATE_MARK = "\0"  # where the date comes into a path; no component can hold it
 
 
@@ -135,6 +136,11 @@ class PathTemplate:
         fixed = next((n for n, one in enumerate(components) if one.fields), len(components) - 1)
         self.is_plain = not any(one.fields for one in components)
         self.has_date = any("date" in one.fields for one in components)
+        if not all(re.fullmatch(self._date_pattern, self._date_text(moment)) for moment in _SAMPLES):
+            raise self._refused(
+                f"the dates of {{date:{self.date_format}}} are not all of one length, so that no file would be known "
+                "again. Use %d, %m or %H, which have two digits"
+            )
         self.root = PurePath(*(one.joined(()) for one in components[:fixed]))
         self._components = components[fixed:]
         if not self.is_plain and any(part == ".." for part in path.parts[fixed:]):
@@ -190,21 +196,28 @@ class PathTemplate:
         parts = path.split("/")
         if len(parts) != len(self._components):
             return None
-        date = self._date_pattern
-        if not all(re.fullmatch(one.pattern(date), part) for one, part in zip(self._components, parts, strict=True)):
+        pairs = list(zip(self._components, parts, strict=True))
+        # Ledgers and the like end otherwise, and an expression of five fields would try all ways to divide them.
+        if not all(part.startswith(one.literals[0]) and part.endswith(one.literals[-1]) for one, part in pairs):
             return None
-        return "/".join(one.undated(part, date) for one, part in zip(self._components, parts, strict=True))
+        date = self._date_pattern
+        if not all(re.fullmatch(one.pattern(date), part) for one, part in pairs):
+            return None
+        return "/".join(one.undated(part, date) for one, part in pairs)
 
     @property
     def depth(self) -> int:
         """How many components there are below :attr:`root`."""
         return len(self._components)
 
+    def _date_text(self, seconds: float) -> str:
+        return _CHANGED.sub("_", strftime(self.date_format, gmtime(seconds)))
+
     @property
     def _date_pattern(self) -> str:
-        """What a date looks like: of a sample, digits for digits and letters for letters."""
-        sample = _CHANGED.sub("_", strftime(self.date_format, gmtime(0)))
-        return re.sub(r"[A-Za-z]+", "[A-Za-z_]+", re.sub(r"\d", "0", re.escape(sample))).replace("0", r"\d")
+        """What a date looks like: of a sample, digits for digits, letters for letters, and either sign of a zone."""
+        sample = re.sub(r"\d", "0", re.escape(self._date_text(0))).replace(r"\+", "[+-]")
+        return re.sub(r"[A-Za-z]+", "[A-Za-z_]+", sample).replace("0", r"\d")
 
     def may_meet(self, other: PathTemplate) -> bool:
         """Whether one file could belong to both; without asking a file system, so links are not followed."""

@@ -388,6 +388,7 @@ class Service:
             self._recovering.cancel()
         seconds = self._config.server.drain_timeout_seconds
         say(f"aiolog: draining, for {seconds:g} s at most; a second signal ends it at once\n")
+        self._fanout.hurry()
         await self._server.drain()
         await self._fanout.drain()
         self._is_committed = True

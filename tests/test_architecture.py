@@ -61,7 +61,7 @@ LAYERS = """
     livefile      | errors crash rotation ledger backups                 |
     sinks.file    | errors formatting livefile fanout sinks              | aiofiles
     sinks.routed  | errors record rotation routing formatting backups    | aiofiles
-                  | livefile fanout sinks sinks.file                     |
+                  | livefile ledger fanout sinks sinks.file              |
     sinks.stdout  | errors record formatting fanout sinks                | aiofiles
     connection    | errors crash report record protocol fanout           |
     server        | errors report record protocol fanout connection      |

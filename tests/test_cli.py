@@ -149,6 +149,20 @@ def test_a_signal_drains(tmp_path, signum):
             assert [int(record["msg"]) for record in second.records()] == list(range(5000))
 
 
+def test_the_end_waits_for_no_window(tmp_path):
+    """What waits to be sorted by time is written and acked when the signal comes, however long it would have waited."""
+    config = '[sinks.now]\npath = "now.log"\n[sinks.later]\npath = "later.log"\nreorder_window = "60 s"\n'
+    with serve(tmp_path, config) as server, logger_to(server.port) as logger:
+        logger.info("waits")
+        until = time.monotonic() + 20
+        while not server.records("now.log") and time.monotonic() < until:
+            time.sleep(0.001)
+        assert server.records("later.log") == []
+        assert server.stop() == 0
+        assert [record["msg"] for record in server.records("later.log")] == ["waits"]
+        assert logger.handlers[0].stats()["acked"] == 1
+
+
 def test_restarts_under_load_lose_nothing(tmp_path):
     """A server that is restarted again and again while a process logs: every record is there once."""
     with contextlib.ExitStack() as stack:

@@ -126,6 +126,20 @@ def test_a_filter_is_total(value, other, op):
     assert takes(text, wire) in {True, False}
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("op", ["==", "in"])
+def test_values_nested_deep_compare_as_false(op):
+    """msgpack carries 1,024 levels, which is more than CPython 3.11 compares; others compare some more."""
+    wire = record(extra=["x", nested(100_000), "y", [nested(100_000)] if op == "in" else nested(100_000)])
+    assert takes(f"fields.x {op} fields.y", wire) is False
+
+
 @given(wire=st.one_of(plain, st.lists(plain, max_size=6).map(tuple)))
 def test_a_record_of_any_form_is_judged(wire):
     """What a peer sends in the place of a record is taken or left, and nothing is raised."""
@@ -166,6 +180,19 @@ def test_a_filtered_format_leaves_out_what_is_not_taken():
     for _ in range(2):  # the second time from what it remembers
         assert both(one, wires) == ["a\n", "", "c\n", "d\n"]
     assert both(source("other"), wires) == ["", "", "c\n", ""]
+
+
+def test_what_was_never_defined_is_not_remembered():
+    """A peer has 2**64 numbers to name, and one may be defined later."""
+    filtered, one = (
+        Filtered(formatting.text("%(message)s"), [], compile_filter("level >= 20"), always="aiolog"),
+        source(),
+    )
+    filtered(one, [record(site=number) for number in range(100, 1_100)])
+    assert len(one.plans[filtered]) == 0
+    assert filtered(one, [record(site=len(one.definitions))]) == [""]
+    one.define(SITES[0])
+    assert filtered(one, [record(site=len(one.definitions) - 1)]) == ["order 7 is paid\n"]
 
 
 def test_a_filtered_format_can_tell_its_records_apart():

@@ -190,11 +190,11 @@ def world():
     world.close()
 
 
-def ordered(world, sink):
+def ordered(world, sink, when_full="block", buffer_bytes=MIB):
     lane = OrderedLane(
         sink,
-        when_full="block",
-        buffer_bytes=MIB,
+        when_full=when_full,
+        buffer_bytes=buffer_bytes,
         report=world.report,
         window_seconds=WINDOW,
         company_seconds=0.0,
@@ -236,6 +236,21 @@ def test_a_drain_waits_for_no_window(world):
     world.do(lane.drain()).result()
     assert messages(sink) == [f"{now - 2.0}", f"{now - 1.0}"]
     assert sorted(acked) == ["a", "b"]
+
+
+def test_what_no_ack_waits_for_is_bounded(world):
+    """A lane that may drop holds no more than its buffer, however long the window; what is too much leaves early."""
+    sink = MemorySink()
+    lane = ordered(world, sink, when_full="drop_newest", buffer_bytes=1_000)
+    process = Process()
+    for _ in range(20):
+        delivery = process(world.loop.time() + 1_000.0)
+        delivery.size_bytes = 300
+        world.fanout.deliver(delivery)
+        world.run(seconds=0.01)
+        assert sum(one.size_bytes for one in lane._order.left) <= 1_000
+    assert lane.dropped_records == 0
+    assert len(messages(sink)) == 20
 
 
 def test_what_was_not_committed_is_handed_back(world):

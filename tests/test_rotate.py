@@ -82,6 +82,14 @@ def test_no_page_of_a_browser_can_rotate(tmp_path):
         assert ask(server, "/rotate", {ASKED_HEADER: "1", **bearer}) == (200, {"rotated": {"app": [], "by": []}})
 
 
+def test_a_page_whose_name_leads_here_cannot_rotate(tmp_path):
+    """DNS rebinding gives a page every header but Origin, which its browser writes."""
+    with serve(tmp_path, CONFIG) as server:
+        headers = {ASKED_HEADER: "1", "Host": "evil.example:9022", "Origin": "http://evil.example:9022"}
+        assert ask(server, "/rotate", headers)[0] == 403
+        assert ask(server, "/rotate", {ASKED_HEADER: "1"})[0] == 200
+
+
 def test_a_signal_reopens(tmp_path):
     """After SIGUSR1 a file that was renamed has a successor, though nothing was logged."""
     with serve(tmp_path, CONFIG) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import PurePosixPath
 
 import pytest
@@ -77,6 +78,9 @@ def test_a_safe_name_is_injective(first, second):
         ("logs/{app}{logger}{host}{process}{level}{date}", "too little room"),
         ("logs/" + "x" * 180 + "{app}", "too little room"),
         ("logs/{date:%Y/%m}.log", "a date with a slash would be two names"),
+        ("logs/{date:%Y-%-m}.log", "are not all of one length"),
+        ("logs/{date:%e}.log", "are not all of one length"),
+        ("logs/{date:%-H}.log", "are not all of one length"),
     ],
 )
 def test_what_is_no_template_is_refused(text, said):
@@ -91,6 +95,14 @@ def test_a_plain_path_has_no_fields():
     template = PathTemplate("/var/{{x}}/app.log")
     assert template.is_plain
     assert template.root / template.fallback == PurePosixPath("/var/{x}/app.log")
+
+
+def test_what_is_no_name_is_told_at_once():
+    """A peer may choose names whose ledgers look like them in a million ways."""
+    template = PathTemplate("logs/{app}-{logger}-{host}-{process}.log")
+    began = time.process_time()
+    assert template.family("." + "-" * 190 + ".log.ledger") is None
+    assert time.process_time() - began < 0.05  # it was 0.2 s, with the interpreter's lock held
 
 
 def test_a_date_can_be_anywhere():

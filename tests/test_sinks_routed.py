@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -105,6 +106,10 @@ def tree(directory):
     }
 
 
+def open_descriptors():
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
 async def tended(sink):
     """Wait until the thread of the backups has done all it was asked."""
     await asyncio.wrap_future(sink._backups_thread.submit(lambda: None))
@@ -156,6 +161,15 @@ async def test_a_record_of_a_wrong_form_has_a_file_too(opened, tmp_path):
     await sink.write([process(("a", "1"), "nonsense", (1.5, 99, 0, "2"), None)])
     assert set(tree(tmp_path / "logs")) == {"a.log", "unknown.log"}
     assert sink.records_written == 4
+
+
+@pytest.mark.parametrize("rare", [5, None, 1.5, True, "x", [1], {"processName": 5}, {1: 2}], ids=repr)
+async def test_a_record_whose_rest_is_of_a_wrong_form_is_written(opened, tmp_path, rare):
+    """Were it refused, the group would come again for ever, and nobody would be acked."""
+    sink, process = await opened(), Process()
+    await sink.write([process(("a", "1"))])
+    await sink.write([process((1.5, process.loggers["a"], 0, "2", rare))])
+    assert tree(tmp_path / "logs") == {"a.log": "1\n2\n"}
 
 
 # -- bounds
@@ -240,6 +254,20 @@ async def test_a_full_disk_bars_nobody(opened, tmp_path, monkeypatch):
     assert tree(tmp_path / "logs") == {"a.log": "1\n", "b.log": "2\n"}
 
 
+async def test_what_nobody_can_read_is_not_acked(opened, tmp_path):
+    """Where the root was removed, and something else stands there, a file without a name takes no records."""
+    sink, process = await opened("{app}/{logger}.log"), Process()
+    await sink.write([process(("a", "1"))])
+    shutil.rmtree(tmp_path / "logs")
+    (tmp_path / "logs").write_text("")
+    group = [process(("a", "2"))]
+    with pytest.raises(OSError, match="cannot open"):
+        await sink.write(group)
+    (tmp_path / "logs").unlink()
+    await sink.write(group)
+    assert tree(tmp_path / "logs") == {"shop/a.log": "2\n"}
+
+
 async def test_a_group_that_failed_half_way_is_written_once(opened, tmp_path, monkeypatch):
     """What one file has of it is not written there again, and the other gets its part."""
     sink, process, real = await opened(), Process(), os.write
@@ -257,6 +285,28 @@ async def test_a_group_that_failed_half_way_is_written_once(opened, tmp_path, mo
     monkeypatch.setattr(os, "write", real)
     await sink.write(group)
     assert tree(tmp_path / "logs") == {"a.log": "0\na1\na2\n", "b.log": "0\nb1\n", "c.log": "c1\n"}
+
+
+async def test_a_file_that_the_disk_failed_is_given_up_though_it_rested(opened, tmp_path, monkeypatch):
+    """After a failed fsync a file is never written to again, also when it had to let go of its descriptor meanwhile."""
+    sink, process, real = await opened(durability="fsynced", max_open_files=1), Process(), os.fdatasync
+    await sink.write([process(("a", "0"), ("b", "0"))])
+    left = [1]
+
+    def fail(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "a.log" and left:
+            left.pop()
+            raise OSError(5, os.strerror(5))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    group = [process(("a", "1"), ("b", "1"))]
+    with pytest.raises(OSError, match="error"):
+        await sink.write(group)
+    await sink.write(group)
+    files = tree(tmp_path / "logs")
+    assert (files.pop("a.log"), files.pop("b.log")) == ("1\n", "0\n1\n")
+    assert [*files.values()] == ["0\n"]
 
 
 async def test_two_servers_cannot_have_one_tree(opened):
@@ -323,6 +373,24 @@ async def test_a_fallback_is_written_last(opened, tmp_path, monkeypatch):
     assert (tmp_path / "logs/_other.log").read_text().split() == ["0", "a1", "x1"]
 
 
+@pytest.mark.parametrize("days", [0, 1])
+async def test_what_was_one_name_too_many_is_recognised(opened, tmp_path, clock, days):
+    """What went to the fallback and comes again is known, though its name may have a file of its own by then."""
+    process = Process()
+    first = await opened("{date}/{logger}.log", max_routes=1)
+    await first.write([process(("a", "1"))])
+    group = [process(("b", "2"))]
+    await first.write(group)
+    await crashed(first)
+    clock.now += days * DAY
+    second = await opened("{date}/{logger}.log", max_routes=3)
+    await second.write(group)
+    await second.write([process(("b", "3"))])
+    files = tree(tmp_path / "logs")
+    assert files[f"2026-11-{23 + days}/b.log"] == "3\n"
+    assert sorted("".join(files.values()).split()) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_record_of_midnight_is_in_one_of_the_days(opened, tmp_path, clock, restart):
     """What was written before midnight and comes again after it is known, though its file has another name by then."""
@@ -343,6 +411,61 @@ async def test_a_record_of_midnight_is_in_one_of_the_days(opened, tmp_path, cloc
     assert all(split_backup(Path(path).name) for path in files if path.startswith("2026-11-23"))
 
 
+async def test_a_day_is_remembered_until_the_next_one_has_a_ledger(opened, tmp_path, clock, monkeypatch):
+    """A disk that is full at midnight, and a crash: what was written before is known nevertheless."""
+    process, real = Process(), os.open
+    sink = await opened("{date}/{logger}.log")
+    group = [process(("a", "1"))]
+    await sink.write(group)
+    clock.now += DAY
+    await sink.look()
+
+    def fail(path, *rest, **named):
+        if str(path).endswith(".ledger.new"):
+            raise OSError(28, os.strerror(28))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="No space"):
+        await sink.write([*group, process(("a", "2"))])
+    monkeypatch.setattr(os, "open", real)
+    await crashed(sink)
+    sink = await opened("{date}/{logger}.log")
+    await sink.write(group)
+    await sink.write([process(("a", "3"))])
+    await tended(sink)
+    assert "".join(tree(tmp_path / "logs").values()) == "1\n3\n"
+    assert [path.parent.name for path in (tmp_path / "logs").rglob(".*.ledger")] == ["2026-11-24"]
+
+
+async def test_a_day_that_cannot_end_ends_later(opened, tmp_path, clock, monkeypatch, warnings):
+    """With a full disk at midnight nothing stays open, and the files become backups when there is room again."""
+    sink, process, real = await opened("{date}/{logger}.log"), Process(), os.pwrite
+    group = [process(*((f"l{n}", "1") for n in range(10)))]
+    before = open_descriptors()
+    await sink.write(group)
+
+    def fail(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    clock.now += DAY
+    await sink.look()
+    assert sum("could not be ended" in text for text in warnings) == 10
+    assert open_descriptors() <= before
+    monkeypatch.setattr(os, "pwrite", real)
+    await sink.write([*group, process(("l0", "2"))])
+    await sink.look()
+    await tended(sink)
+    files = tree(tmp_path / "logs")
+    assert files.pop("2026-11-24/l0.log") == "2\n"
+    assert sorted(split_backup(Path(path).name)[0] for path, text in files.items() if text) == [
+        f"l{n}.log" for n in range(10)
+    ]
+    assert "".join(files.values()) == "1\n" * 10
+    assert sink.records_written == 11
+
+
 async def test_what_a_day_knew_is_remembered_over_quiet_days(opened, tmp_path, clock):
     """A name that logs again after days, and restarts in between, still knows what it had."""
     process = Process()
@@ -361,6 +484,29 @@ async def test_what_a_day_knew_is_remembered_over_quiet_days(opened, tmp_path, c
     assert "".join(text for path, text in tree(tmp_path / "logs").items() if path.startswith("a-")) == "1\n2\n"
     ledgers = sorted(path.name for path in (tmp_path / "logs").glob(".a-*.ledger"))
     assert ledgers == [".a-2026-11-26.log.ledger"]
+
+
+async def test_ended_days_are_forgotten_with_their_sessions(opened, tmp_path, clock):
+    """Names that never come back leave no ledgers behind, and sessions that ended are in no new one."""
+    process, once = Process(), Process()
+    sink = await opened("{date}/{logger}.log")
+    await sink.write([once(("a", "1"))])
+    for n in range(20):
+        if n == 10:
+            await sink.close()
+            sink = await opened("{date}/{logger}.log")
+        await sink.write([Process()((f"once{n}", "x")), process(("a", "2"))])
+        clock.now += DAY
+        await sink.look()
+    assert len(list((tmp_path / "logs").rglob(".*.ledger"))) <= 10
+    assert len(sink._inherited) <= 10
+    await sink.write([process(("a", "3"))])
+    assert set(sink._files["2026-12-13/a.log"].ledger.marks) == {process.session}
+    clock.now += DAY
+    await sink.look()
+    sink.forget(process.session)
+    await sink.write([Process()(("a", "4"))])
+    assert process.session not in sink._files["2026-12-14/a.log"].ledger.marks
 
 
 # -- backups
@@ -399,6 +545,31 @@ async def test_a_whole_tree_keeps_its_bounds(opened, tmp_path, clock):
     assert {tree(logs)[path][1] for path in left} == {"2", "3", "4"}
 
 
+async def test_a_flood_keeps_the_bounds_of_the_tree(opened, tmp_path, clock):
+    """What was rotated since the last look is bounded at the next one, not once a minute."""
+    sink, process = await opened(max_bytes=20, max_total_bytes=100), Process()
+    await sink.look()
+    for _ in range(50):
+        await sink.write([process(("a", "123456789"))])
+    clock.now += 5
+    await sink.look()
+    await tended(sink)
+    assert sum(map(len, tree(tmp_path / "logs").values())) <= 100
+
+
+async def test_backups_of_one_second_go_one_by_one(opened, tmp_path, clock):
+    """A day that ends, and the first backup of the next day in the same second, are two: the older one goes alone."""
+    sink, process = await opened("{date}/{logger}.log", max_total_bytes=25), Process()
+    await sink.write([process(("a", "1" * 9))])
+    clock.now += DAY
+    await sink.write([process(("a", "2" * 9))])
+    await sink.rotate()
+    await sink.write([process(("a", "3" * 9))])
+    await sink.look()
+    await tended(sink)
+    assert sorted(tree(tmp_path / "logs").values()) == ["2" * 9 + "\n", "3" * 9 + "\n"]
+
+
 async def test_days_that_ended_count_as_backups(opened, tmp_path, clock):
     """backup_count keeps so many days of a name, whatever the directory is called."""
     sink, process = await opened("{date}/{logger}.log", backup_count=2, compress="gzip"), Process()
@@ -419,7 +590,7 @@ async def test_days_that_ended_count_as_backups(opened, tmp_path, clock):
     steps=st.lists(
         st.tuples(
             st.lists(st.tuples(st.integers(0, 1), st.lists(st.sampled_from("abcdef"), max_size=6)), max_size=3),
-            st.sampled_from(["", "", "", "crash", "close", "day", "again"]),
+            st.sampled_from(["", "", "", "crash", "close", "day", "again", "crash at midnight"]),
         ),
         max_size=8,
     ),
@@ -455,9 +626,9 @@ def test_every_record_once_and_in_order(steps, template, max_routes, max_open_fi
                 await sink.write(group)
             elif event == "day":
                 clock.now += DAY
-            elif event in {"crash", "close"}:
-                await (crashed(sink) if event == "crash" else sink.close())
-                clock.now += 1
+            elif event:
+                await (sink.close() if event == "close" else crashed(sink))
+                clock.now += DAY if event == "crash at midnight" else 1
                 sink = await opened()
                 await sink.write(group)  # nobody was told that it was written
         await sink.close()

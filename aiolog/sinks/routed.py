@@ -17,7 +17,8 @@ import asyncio
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from operator import add
 from pathlib import Path
@@ -30,6 +31,7 @@ from aiolog.backups import PARTIAL, free_on, remove
 from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery
 from aiolog.formatting import Format, whole_records
+from aiolog.ledger import Mark
 from aiolog.livefile import KEEPING, Keeping, LiveFile, Part, make_directories
 from aiolog.record import Source, WireRecord, attributes
 from aiolog.rotation import Aged, split_backup
@@ -39,10 +41,11 @@ from aiolog.sinks.file import CLOSE_SECONDS, LOOK_SECONDS
 
 MAX_OPEN_FILES = 256  # two descriptors each: half of the 1,024 that a process may have by default
 MAX_ROUTES = 1_024  # names in one directory tree: an operator can still look through them
-SWEEP_SECONDS = 60.0  # between two looks at all backups of the tree together
+SWEEP_SECONDS = 60.0  # between two looks at all backups of the tree together, as long as there are no new ones
 # What another file would meet as well; anything else is the matter of one name.
 _COMMON = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ENOMEM}
 
+NOT_SEEN = 0, 0.0  # the mark of a session that nobody knows
 _MAX_GAP = 16  # records of other files between two of one file, before these are two parts: a byte each in the ledger
 
 Parts: TypeAlias = dict[str, list[Part]]
@@ -90,12 +93,14 @@ class RoutedFileSink:
         self._opened: dict[str, LiveFile] = {}  # those of them with descriptors, the one written longest ago first
         self._families: set[str] = set()  # paths without their dates that have a file
         self._barred: set[str] = set()  # those that cannot have one
-        self._inherited: dict[str, dict[bytes, int]] = {}  # by family: what the ledgers of other dates know
+        self._inherited: dict[str, dict[bytes, Mark]] = {}  # by family: what the ledgers of other dates know
         self._old_ledgers: dict[str, list[Path]] = {}
+        self._late: dict[str, str] = {}  # paths and families of files whose day is over, and that could not be ended
         self._is_full = False  # whether it was said that no more names are taken
         self._retired: tuple[int, ...] = 0, 0, 0  # records, bytes and rotations of files whose day is over
         self._looking: asyncio.Task[None] | None = None
-        self._swept_at = 0.0
+        self._last_sweep: Future[None] = Future()
+        self._swept_at, self._swept_rotations = 0.0, 0
 
     # -- what it counted
 
@@ -160,6 +165,8 @@ class RoutedFileSink:
         for live in list(self._files.values()):
             if live.ledger.mark(session) is not None:
                 live.ledger.forget(session)
+        for marks in list(self._inherited.values()):
+            marks.pop(session, None)
 
     async def look(self) -> None:
         """Do what is due although nobody writes, and follow live files that somebody else renamed."""
@@ -211,7 +218,10 @@ class RoutedFileSink:
         for n, (wire, text) in enumerate(zip(records, texts, strict=True)):
             if not text:
                 continue
-            family = self._allowed(self._family(source, wire, families))
+            own = self._family(source, wire, families)
+            family = self._allowed(own)
+            if family != own and self._inherited.get(own, {}).get(session, NOT_SEEN)[0] >= first_seq + n:
+                continue  # it stands in a file of its own, of a day that is over
             begun = found.get(family)
             if begun is not None and n - begun[0] - len(begun[1]) <= _MAX_GAP:
                 begun[1].extend([""] * (n - begun[0] - len(begun[1])))
@@ -227,7 +237,9 @@ class RoutedFileSink:
     def _family(self, source: Source, wire: WireRecord, families: dict[Any, str]) -> str:
         """Return the path of a record without its date; what a call site gives is remembered."""
         number = wire[1] if isinstance(wire, (tuple, list)) and len(wire) > 1 and type(wire[1]) is int else None
-        is_plain = number in source.definitions and (len(wire) <= 4 or "processName" not in wire[4])
+        is_plain = number in source.definitions and (
+            len(wire) <= 4 or not isinstance(wire[4], dict) or "processName" not in wire[4]
+        )
         if is_plain and number in families:
             return families[number]
         found = attributes(source, wire)
@@ -284,6 +296,7 @@ class RoutedFileSink:
             elif live.path.is_file():  # it is opened when it is needed
                 self._families.add(family)
                 self._files[path] = live
+        self._forget_days()
         self._backups_thread.submit(self._sweep)
 
     def _own(self, directory: Path) -> Iterator[tuple[str, str]]:
@@ -321,13 +334,15 @@ class RoutedFileSink:
             else:
                 live.ledger.read()  # of a file that ended before, and had no successor yet
         except (OSError, ConfigError, ValueError) as error:
-            self._warn(f"{live.path} could not be ended: {reason(error)}. It stays as it is.")
+            self._warn(f"{live.path} could not be ended: {reason(error)}. It stays as it is until it can be.")
+            self._late[path] = family
+            if not live.is_recovered:
+                live.ledger.read()
         else:
             self._old_ledgers.setdefault(family, []).append(live.ledger.path)
-        marks = self._inherited.setdefault(family, {})
-        for session, seq in live.ledger.marks.items():
-            marks[session] = max(seq, marks.get(session, 0))
+        self._inherited[family] = _merged(self._inherited.get(family, {}), live.ledger.marks)
         self._retired = tuple(map(add, self._retired, (live.records_written, live.bytes_written, live.rotations)))
+        live.close()
         self._files.pop(path, None)
         self._opened.pop(path, None)
 
@@ -372,23 +387,51 @@ class RoutedFileSink:
                 self._families.discard(family)
         self._date, self._is_full = date, False
         self._barred.clear()
+        self._forget_days()
+
+    def _forget_days(self) -> None:
+        """Let go of what ended days know of nobody who may come back: names that never do would be ever more."""
+        oldest = self._clock() - self._keeping.session_ttl_seconds
+        for family, marks in list(self._inherited.items()):
+            if all(seen_at < oldest for _, seen_at in list(marks.values())):
+                del self._inherited[family]
+                for ledger in self._old_ledgers.pop(family, ()):
+                    ledger.unlink(missing_ok=True)
 
     def _wake(self, path: str, family: str) -> LiveFile:
         """Return a file, open, and now the last that will have to let go. Raises ``ConfigError`` as opening does."""
         live = self._opened.pop(path, None)
         if live is None:
             live = self._files.get(path) or self._make(path)
+            known = self._known(path, family)
             self._make_room()
             self._confine(path)
-            live.open(self._inherited.get(family))
+            live.open(known)
             self._families.add(family)
             self._inherited.pop(family, None)
-            for ledger in self._old_ledgers.pop(family, ()):
+            self._files[path] = live
+        # Not before the new ledger is on the disk, which a full one puts off: a crash would have nothing to go by.
+        if family in self._old_ledgers and live.is_settled:
+            for ledger in self._old_ledgers.pop(family):
                 if ledger != live.ledger.path:
                     ledger.unlink(missing_ok=True)
-            self._files[path] = live
         self._opened[path] = live
         return live
+
+    def _known(self, path: str, family: str) -> dict[bytes, Mark]:
+        """Return what a file that is opened now continues: the last day of its name, and the fallback.
+
+        For a name that has no file yet may have been one too many before, a day or a restart ago, and its records went
+        to the fallback. As that is written last, all up to its marks stands somewhere.
+        """
+        known, fallback = dict(self._inherited.get(family, {})), self._template.fallback  # a copy: forget() is about
+        if path in self._files or family == fallback:
+            return known
+        other = self._template.dated(fallback, self._date)
+        elsewhere = self._inherited.get(fallback, {})
+        if other in self._files:
+            elsewhere = self._wake(other, fallback).ledger.marks
+        return _merged(known, elsewhere)
 
     def _make_room(self) -> None:
         """Let the files go that were written longest ago, until one more may be open."""
@@ -417,13 +460,18 @@ class RoutedFileSink:
             await self.look()
 
     def _look(self) -> None:
+        late, self._late = self._late, {}
+        for path, family in late.items():
+            if self._template.dated(family, self._date) != path:  # or the clock was set back, and it is in use again
+                self._end_day(self._make(path), path, family)
         self._keep_date()
         for live in list(self._opened.values()):
             live.look()
-        now = self._clock()
-        if not 0 <= now - self._swept_at < SWEEP_SECONDS:
-            self._swept_at = now
-            self._backups_thread.submit(self._sweep)
+        now, rotations = self._clock(), self.rotations
+        if rotations != self._swept_rotations or not 0 <= now - self._swept_at < SWEEP_SECONDS:
+            self._swept_at, self._swept_rotations = now, rotations
+            self._last_sweep.cancel()  # if it has not begun yet, this one sees all that it would have
+            self._last_sweep = self._backups_thread.submit(self._sweep)
 
     def _close(self) -> None:
         for live in self._opened.values():
@@ -435,14 +483,15 @@ class RoutedFileSink:
 
     def _sweep(self) -> None:
         """Keep the bounds of retention over all files of the template, of whatever day; compress what was left over."""
-        families: dict[str, dict[tuple[int, int], Aged]] = {}
+        families: dict[str, dict[tuple[int, int, str], Aged]] = {}
         live_bytes = 0
         for found, _, names in os.walk(self._root):
             below = Path(found).relative_to(self._root)
             self._tend_left_over(below, names)
             for name in os.listdir(found):  # noqa: PTH208 - names, not paths
                 split = split_backup(name)
-                family = self._template.family((below / (split[0] if split else name)).as_posix())
+                path = (below / (split[0] if split else name)).as_posix()
+                family = self._template.family(path)
                 if family is None:
                     continue
                 size_bytes = 0
@@ -453,7 +502,8 @@ class RoutedFileSink:
                     continue
                 backup = split[1]
                 own = families.setdefault(family, {})
-                twin = own.get(key := (backup.stamp, backup.counter), Aged(backup.stamp, (), 0))
+                # With the path: those of two days of one name are no twins, though both ended in one second.
+                twin = own.get(key := (backup.stamp, backup.counter, path), Aged(backup.stamp, (), 0))
                 own[key] = Aged(backup.stamp, (*twin.names, (below / name).as_posix()), twin.size_bytes + size_bytes)
         retention, now = self._keeping.retention, self._clock()
         left: list[Aged] = []
@@ -478,6 +528,10 @@ class RoutedFileSink:
         for path in left_over:
             if self._template.family(path) is not None:
                 (self._files.get(path) or self._make(path)).backups.tend_now()
+
+
+def _merged(one: Mapping[bytes, Mark], other: Mapping[bytes, Mark]) -> dict[bytes, Mark]:
+    return {session: max(one.get(session, NOT_SEEN), other.get(session, NOT_SEEN)) for session in {**one, **other}}
 
 
 def _runs(delivery: Delivery) -> Iterator[tuple[Source, Sequence[WireRecord], bytes, int]]:
