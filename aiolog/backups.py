@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
@@ -143,7 +143,7 @@ class Backups:
         free_bytes = free_on(directory)
         backups = aged(self._path.name, sizes)
         expired = retention.expired(backups, now=self._clock(), live_bytes=live_bytes, free_bytes=free_bytes)
-        self.removed += remove(directory, expired, self.live, self._warn)
+        self.removed += remove(directory, expired, [self.live], self._warn)
         if not backups and free_bytes < retention.min_free_bytes:
             self._warn(
                 f"less than min_free_bytes is left on the disk of {directory}, and there is no backup to remove. "
@@ -202,12 +202,12 @@ def free_on(directory: Path) -> int:
 def remove(
     directory: Path,
     expired: Sequence[tuple[Aged, str]],
-    live: tuple[int, int] | None,
+    live: Collection[tuple[int, int] | None],
     warn: Callable[[str], None],
 ) -> int:
     """Remove backups below ``directory``, each for the bound that is named beside it; returns how many.
 
-    Of a backup the compressed twin goes last: whole records are there until it does. What has the device and inode
+    Of a backup the compressed twin goes last: whole records are there until it does. What has a device and inode of
     ``live``, or is no plain file, stays. What went for lack of room is said.
     """
     removed = 0
@@ -218,7 +218,7 @@ def remove(
             path = directory / name
             with suppress(OSError):
                 status = path.lstat()
-                if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) == live:
+                if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in live:
                     done = False
                     break
             done &= _try("remove", name, path.unlink, warn)

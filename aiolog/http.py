@@ -137,7 +137,7 @@ class HttpServer:
         for name in dict.fromkeys(names):
             try:
                 made[name] = await can[name].rotate()
-            except (OSError, ConfigError, ValueError) as error:
+            except (OSError, ConfigError, ValueError, RuntimeError) as error:  # the last: a reload has closed it
                 failed.append(f"sink {name} cannot rotate: {reason(error)}")
         if failed:
             return web.json_response({"error": "; ".join(failed), "rotated": made}, status=409)

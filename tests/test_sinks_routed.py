@@ -584,6 +584,29 @@ async def test_days_that_ended_count_as_backups(opened, tmp_path, clock):
     assert sorted(path.parent.name for path in backups) == ["2026-11-26", "2026-11-27"]
 
 
+async def test_a_live_file_under_a_backups_name_is_not_removed(opened, tmp_path, clock):
+    """Who renames a live file to what reads as a backup takes nothing from those who still write there."""
+    sink, process = await opened(max_age_seconds=10), Process()
+    await sink.write([process(("a", "1"))])
+    renamed = tmp_path / "logs/a.log.20200101T000000Z.0000"
+    (tmp_path / "logs/a.log").rename(renamed)
+    sink._backups_thread.submit(sink._sweep)
+    await tended(sink)
+    assert renamed.read_text() == "1\n"
+
+
+async def test_a_sweep_that_fails_says_so(opened, warnings, monkeypatch):
+    """Nobody waits for it, so it is not silent either."""
+    sink = await opened(max_age_seconds=10)
+    await tended(sink)
+    monkeypatch.setattr(os, "walk", lambda _root: 1 / 0)
+    sink._backups_thread.submit(sink._sweep)
+    await tended(sink)
+    monkeypatch.undo()
+    assert "retention in" in warnings[-1]
+    assert "division by zero" in warnings[-1]
+
+
 # -- all together
 
 

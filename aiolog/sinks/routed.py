@@ -482,8 +482,15 @@ class RoutedFileSink:
     # -- in the thread of the backups
 
     def _sweep(self) -> None:
+        try:
+            self._keep_bounds()
+        except Exception as error:  # noqa: BLE001 - nobody waits for this thread, so it says what it met
+            self._warn(f"retention in {self._root} failed: {reason(error)}. It is tried again.")
+
+    def _keep_bounds(self) -> None:
         """Keep the bounds of retention over all files of the template, of whatever day; compress what was left over."""
         families: dict[str, dict[tuple[int, int, str], Aged]] = {}
+        live = {file.backups.live for file in list(self._files.values())}
         live_bytes = 0
         for found, _, names in os.walk(self._root):
             below = Path(found).relative_to(self._root)
@@ -510,13 +517,13 @@ class RoutedFileSink:
         for own in families.values():
             backups = [own[key] for key in sorted(own)]
             expired = retention._replace(max_total_bytes=0, min_free_bytes=0).expired(backups, now=now)
-            self.backups_removed += remove(self._root, expired, None, self._warn)
+            self.backups_removed += remove(self._root, expired, live, self._warn)
             left += backups[len(expired) :]
         left.sort(key=lambda backup: backup.stamp)
         expired = retention._replace(backup_count=0, max_age_seconds=0).expired(
             left, now=now, live_bytes=live_bytes, free_bytes=free_on(self._root)
         )
-        self.backups_removed += remove(self._root, expired, None, self._warn)
+        self.backups_removed += remove(self._root, expired, live, self._warn)
 
     def _tend_left_over(self, below: Path, names: Sequence[str]) -> None:
         """See to backups that an earlier server did not come to compress, or of which it left a half."""
