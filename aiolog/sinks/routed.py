@@ -490,7 +490,6 @@ class RoutedFileSink:
     def _keep_bounds(self) -> None:
         """Keep the bounds of retention over all files of the template, of whatever day; compress what was left over."""
         families: dict[str, dict[tuple[int, int, str], Aged]] = {}
-        live = {file.backups.live for file in list(self._files.values())}
         live_bytes = 0
         for found, _, names in os.walk(self._root):
             below = Path(found).relative_to(self._root)
@@ -513,6 +512,7 @@ class RoutedFileSink:
                 twin = own.get(key := (backup.stamp, backup.counter, path), Aged(backup.stamp, (), 0))
                 own[key] = Aged(backup.stamp, (*twin.names, (below / name).as_posix()), twin.size_bytes + size_bytes)
         retention, now = self._keeping.retention, self._clock()
+        live = {file.backups.live for file in list(self._files.values())}  # after the look: no name of it is younger
         left: list[Aged] = []
         for own in families.values():
             backups = [own[key] for key in sorted(own)]
