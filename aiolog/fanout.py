@@ -100,6 +100,10 @@ class Sink(Protocol):
     def mark(self, session: bytes) -> int | None:
         """Return the last seq of the session that is dealt with here, across restarts; None: nothing is remembered."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it began with this server, so that a session it does not know is no sign of a loss."""
+
     def forget(self, session: bytes) -> None:
         """Forget a session that is complete."""
 

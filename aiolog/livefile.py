@@ -116,6 +116,7 @@ class LiveFile:
         self._inode = 0
         self._size = 0
         self.is_recovered = False  # whether it is known what a crash left
+        self.is_new = False  # whether there was no ledger before this start
         self._settled = False  # whether the ledger knows that this is the live file, and how large it is
         self._cut_at: int | None = None  # where a group began that failed, until what it left is cut off
         self._mended = False  # whether the last line is known to be whole
@@ -507,6 +508,7 @@ class LiveFile:
         """
         ledger = self.ledger
         if not ledger.read():
+            self.is_new = True
             if self._size:
                 self._warn(f"{self.path} has no ledger. What clients send again now may stand in it twice.")
             return

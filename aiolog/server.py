@@ -185,12 +185,13 @@ class Server:
     def _recall(self, hello: Hello) -> int:
         """Return up to where every sink has dealt with a session that began before this server did.
 
-        What was acked and a sink does not know of is said. A sink that knows nothing of the session at all may be
-        a new one, as long as another knows of it.
+        What was acked and a sink does not know of is said; but not of a sink that is new and knows nothing of the
+        session at all, as long as another does.
         """
         marks = self.fanout.marks(hello.session)
         for name, mark in marks.items():
-            if mark is not None and mark < hello.acked and (mark or not any(marks.values())):
+            is_new = self.fanout.lanes[name].sink.is_new
+            if mark is not None and mark < hello.acked and (mark or not is_new or not any(marks.values())):
                 self._say_gap(name, _source_name(hello.process_name, hello.pid), mark + 1, hello.acked)
         # Without a memory, or as long as there is none, all that is not acked is needed.
         return max(hello.acked, min((mark or 0 for mark in marks.values()), default=0))

@@ -98,6 +98,7 @@ class MemorySink:
         self.error: Exception | None = None  # raised by writes while it is set
         self.open_error: Exception | None = None
         self.is_open = False
+        self.is_new = True
         self.marks: dict[bytes, int] = {}  # what a ledger would remember of an earlier server
         self.unknown: int | None = None  # its mark of another session; None as of a sink without a ledger
         self._go = asyncio.Event()

@@ -210,19 +210,21 @@ def test_a_goodbye_reaches_every_sink(make_world, sink):
 
 
 @pytest.mark.parametrize(
-    ("marks", "told"),
+    ("marks", "told", "is_new"),
     [
-        ({"memory": 5, "other": 9}, {"memory": 4}),
-        ({"memory": 5, "other": 0}, {"memory": 4}),  # other is new
-        ({"memory": 0, "other": 0}, {"memory": 9, "other": 9}),
-        ({"memory": 0, "other": None}, {"memory": 9}),
-        ({"memory": None, "other": None}, {}),  # none has a memory
-        ({"memory": 12, "other": 9}, {}),
+        ({"memory": 5, "other": 9}, {"memory": 4}, True),
+        ({"memory": 5, "other": 0}, {"memory": 4}, True),
+        ({"memory": 5, "other": 0}, {"memory": 4, "other": 9}, False),  # it should have known, and a disk has lied
+        ({"memory": 0, "other": 0}, {"memory": 9, "other": 9}, True),
+        ({"memory": 0, "other": None}, {"memory": 9}, True),
+        ({"memory": None, "other": None}, {}, False),  # none has a memory
+        ({"memory": 12, "other": 9}, {}, False),
     ],
 )
-def test_what_was_acked_and_no_ledger_knows_is_said(make_world, sink, marks, told):
+def test_what_was_acked_and_no_ledger_knows_is_said(make_world, sink, marks, told, is_new):
     """After a power cut a sink remembers less than the client: a record and a line say how much (F4, F5)."""
     other = MemorySink("other")
+    other.is_new = is_new
     world = make_world()
     world.do(world.fanout.open({"other": world.lane(other)})).result()
     session = world.client().session

@@ -138,6 +138,11 @@ class FileSink:
         """
         return (self._live.ledger.mark(session) or 0) if self._live.is_recovered else None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it began with this server, and so cannot miss what was acked before."""
+        return self._live.is_new
+
     def forget(self, session: bytes) -> None:
         """Forget a session that has said BYE."""
         self._live.ledger.forget(session)

@@ -160,6 +160,11 @@ class RoutedFileSink:
     def mark(self, session: bytes) -> None:
         """Return None: each file knows only what is its own, and skips what comes again."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it cannot miss what was acked before: nobody asks it."""
+        return True
+
     def forget(self, session: bytes) -> None:
         """Forget a session that has said BYE, wherever it was written."""
         for live in list(self._files.values()):

@@ -94,6 +94,11 @@ class StdoutSink:
     def mark(self, session: bytes) -> None:
         """Return None: what a stream took it cannot tell later."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it cannot miss what was acked before: nobody asks it."""
+        return True
+
     def forget(self, session: bytes) -> None:
         """Do nothing: no session is remembered here."""
 

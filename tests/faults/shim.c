@@ -2,8 +2,8 @@
 
    FAULT_CALL=write|fdatasync   which call; pwrite() counts as write()
    FAULT_PATH=/all.log          on files whose path ends so
-   FAULT_HOW=short|lie|eio|enospc|delay   what it does: writes 10 bytes and says so; writes 10 and claims all;
-                                fails; waits FAULT_MS milliseconds and does its work
+   FAULT_HOW=short|lie|eio|enospc|delay   what it does: writes 10 bytes and says so; writes 10 and claims all, or
+                                syncs nothing and says so; fails; waits FAULT_MS milliseconds and does its work
    FAULT_MARK=path                      a file that is made when it happens
    FAULT_FIRST=n FAULT_EVERY=m FAULT_TIMES=k   at the n-th call, and every m-th after it, k times at most
 */
@@ -102,6 +102,8 @@ int fdatasync(int descriptor) {
         real = dlsym(RTLD_NEXT, "fdatasync");
     if (!due("fdatasync", descriptor))
         return real(descriptor);
+    if (how("lie"))
+        return 0;
     if (how("delay")) {
         wait_a_while();
         return real(descriptor);

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from judge import TEMPLATE
@@ -29,18 +26,6 @@ format = "text"
 template = "{TEMPLATE}"
 level = "ERROR"
 """
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    """Yield the environment of a process whose system calls fail, but for when and how."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("there is no C compiler to build shim.c with")
-    library = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = Path(__file__).parent / "shim.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library)}
 
 
 class Lag(threading.Thread):

@@ -1,4 +1,4 @@
-"""What takes root: power cuts (F4, F36), full disks (F18, F19, F34), packet filters (F10, F12, F41), cgroups."""
+"""What takes root: power cuts (F4, F5, F36), full disks (F18, F19, F34), packet filters (F10, F12, F41), cgroups."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SYNCED = TWO_SINKS.replace('.log"\n', '.log"\ndurability = "fsynced"\n')
 
 
 @contextlib.contextmanager
-def cut_off(tmp_path, rng, cuts, config):
+def cut_off(tmp_path, rng, cuts, config, env=None):
     """Cut the power of the disk below the logs some times, under load; yield the stage when all has ended."""
     with (
         machine.disk(tmp_path / "logs", tmp_path / "disk.img") as disk,
-        Stage(tmp_path, config, seed=rng.randrange(1 << 30)) as stage,
+        Stage(tmp_path, config, seed=rng.randrange(1 << 30), env=env) as stage,
     ):
         stage.work(4, per_second=300)
         for _ in range(cuts):
@@ -58,6 +58,18 @@ def test_power_cuts(tmp_path, level):
             # Said is what the ledgers do not know, which is more than what the files do not hold.
             assert verdicts["all"].found.said_lost >= verdicts["all"].lost_emitted > 0
             assert verdicts["errors"].found.said_lost >= verdicts["errors"].lost_emitted
+
+
+def test_a_disk_that_lies_about_its_syncs(tmp_path, shim):
+    """F5: nobody can keep what such a disk loses; but what was acked and is not there is said."""
+    cuts = times("AIOLOG_CUTS", 20) // 3
+    rng = seeded("F5")
+    lie = {"FAULT_CALL": "fdatasync", "FAULT_PATH": "/all.log", "FAULT_HOW": "lie"}
+    with cut_off(tmp_path, rng, cuts, SYNCED, env=shim | lie) as stage:
+        verdicts = stage.figures("F5", cuts=cuts)
+        verdicts["errors"].assert_exact()
+        verdicts["all"].assert_clean()
+        assert verdicts["all"].found.said_lost >= verdicts["all"].lost_emitted > 0
 
 
 def test_a_power_cut_amid_rotations(tmp_path):
