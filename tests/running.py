@@ -31,7 +31,7 @@ else:
     from backports import zstd
 
 READY_SECONDS = 20.0  # for a start on a machine that does much else
-STOP_SECONDS = 15.0
+STOP_SECONDS = 40.0  # gunicorn kills after 30 what did not hear it
 
 READY = re.compile(r"listening on (?P<host>\S+):(?P<port>\d+)")
 METRICS = re.compile(r"metrics on (?P<url>http://\S+)/metrics")

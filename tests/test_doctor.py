@@ -132,6 +132,11 @@ def test_a_server_that_is_not_there(address):
     assert time.monotonic() - began < 3
     handler.flush_timeout_seconds = 0.0
     handler.close()
+    for sender in handler._senders():  # or it would go on trying, in all other tests
+        thread, sender._thread = sender._thread, None
+        sender.wake()
+        thread.join(15)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("ahead", [-5.0, 0.0, 90.0])

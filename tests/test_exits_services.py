@@ -157,6 +157,13 @@ class Service:
         wait_until(lambda: len(said(self.server, logger, pattern)) >= count, self.failure)
         return said(self.server, logger, pattern)
 
+    def has_replaced_all(self):
+        """Whether for each of two gunicorn workers that had enough requests another one is ready."""
+        records = self.server.records()
+        begun = sum(r["logger"] == "ready" for r in records)
+        ended = sum(r["msg"].startswith("Autorestarting worker") for r in records)  # said before the request's record
+        return sum(r["msg"].startswith("request ") for r in records) >= REQUESTS and begun == 2 + ended
+
     def verdict(self):
         """Stop the log server, with what the dead left behind, and judge."""
         if self.spool:
@@ -237,6 +244,9 @@ def test_gunicorn(tmp_path, python, how, preload):
         elif how == "SIGHUP":
             gunicorn.process.send(signal.SIGHUP)
             gunicorn.expect("ready", "", 4)
+        elif how == "max_requests":
+            # A worker that is just being forked does not hear its master's SIGTERM, and is killed half a minute later.
+            wait_until(gunicorn.has_replaced_all, gunicorn.failure)
         elif killed:
 
             def be_stuck(port=port):
