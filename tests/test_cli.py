@@ -766,7 +766,7 @@ def test_ctrl_c_ends_the_demo_in_order(tmp_path):
     assert "Traceback" not in stderr
     logged, written, dropped, twice, lost = counted((tmp_path / "out").read_text())["all"]
     assert (logged, dropped, twice, lost) == (written, 0, 0, 0)
-    assert len(list(lines(live))) == written > 100
+    assert len(list(lines(live))) == written > 50
 
 
 def test_the_demo_admits_a_loss(tmp_path):
