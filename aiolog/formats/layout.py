@@ -13,6 +13,7 @@ field, to the same text.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
@@ -115,7 +116,7 @@ def line_of(shape: Sequence[Slot | None], prefix: str) -> tuple[str, str]:
     return f"[{', '.join(constants)}]", "f'" + "".join(f"{{{part}}}" for part in parts) + "'"
 
 
-class Layout:
+class Layout(ABC):
     """A compiled format, and how it learns the sites and threads of a source.
 
     ``Source.plans[self]`` maps the number of a site to the constant texts of its lines, or to None when it is not
@@ -198,21 +199,21 @@ class Layout:
             return float(second), second + 1.0, self._second(second)
         raise ValueError("not a plain moment")
 
+    @abstractmethod
     def _second(self, second: int) -> str:
         """Return the text of a whole second since 1970. Raises what it likes for one that only the slow way shows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _site(self, source: Source, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the constant texts of a site, in their order, given all attributes of a plain record of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _thread(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the texts of a thread, one a slot of a thread, given all attributes of a plain record of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _rebuilt(self, source: Source, wire: WireRecord, values: dict[str, Any]) -> str:
         """Return the text of any record, given all its attributes."""
-        raise NotImplementedError
 
     def _slowly(self, source: Source, wire: WireRecord) -> str:
         """Return the text of anything at all, and learn its site and thread for the next record."""
