@@ -10,9 +10,9 @@ is cut, so that putting a record needs no lock::
 
 Who may call what: any number of threads, signal handlers too, ``offer``, ``put``, ``refuse`` and ``drop_oldest``; only
 the sender everything else. No lock is taken. That is sound on CPython with its GIL: ``deque.append`` and
-``deque.popleft`` are atomic, and so is ``self.x += n`` for an ``n`` already computed, because the interpreter
-changes threads and runs signal handlers only at calls and at the ends of loops (Python/ceval.c: since 3.10 the
-eval breaker is checked there alone). A test hammers this with a switch interval of a microsecond.
+``deque.popleft`` are atomic, and so is ``self.x += n`` for an ``n`` already computed, whoever else changes ``x``:
+the interpreter changes threads and runs signal handlers only at calls and at the ends of loops (Python/ceval.c: since
+3.10 the eval breaker is checked there alone). A test hammers this with a switch interval of a microsecond.
 """
 
 from __future__ import annotations
@@ -97,17 +97,9 @@ class Backlog:
         self._cut_seq = 0  # the last seq given
         self._renewals = 0  # how often the numbers began anew
         self.acked_seq = 0  # the last seq that the server answers for
-        # size_bytes is the difference of sums that only grow, each with its own kind of writer.
-        self._put_bytes = 0
-        self._dropped_bytes = 0
-        self._gone_bytes = 0
+        self.size_bytes = 0  # the memory held, in bytes: queue and window
 
     # -- any thread
-
-    @property
-    def size_bytes(self) -> int:
-        """The memory held, in bytes: queue and window."""
-        return self._put_bytes - self._dropped_bytes - self._gone_bytes
 
     @property
     def limit_bytes(self) -> int:
@@ -117,7 +109,7 @@ class Backlog:
     @property
     def is_over(self) -> bool:
         """Whether more than :attr:`limit_bytes` is held."""
-        return self._put_bytes - self._dropped_bytes - self._gone_bytes > self.buffer_bytes
+        return self.size_bytes > self.buffer_bytes
 
     @property
     def is_empty(self) -> bool:
@@ -146,10 +138,10 @@ class Backlog:
 
     def offer(self, packed: bytes) -> bool:
         """Add one packed record if there is room, as :attr:`is_over` and :meth:`put` do in one call; whether it was."""
-        if self._put_bytes - self._dropped_bytes - self._gone_bytes > self.buffer_bytes:
+        if self.size_bytes > self.buffer_bytes:
             return False
         size_bytes = len(packed) + RECORD_OVERHEAD_BYTES
-        self._put_bytes += size_bytes
+        self.size_bytes += size_bytes
         self.accepted += 1
         self._queue.append(packed)
         return True
@@ -157,7 +149,7 @@ class Backlog:
     def put(self, packed: bytes) -> None:
         """Add one packed record."""
         size_bytes = len(packed) + RECORD_OVERHEAD_BYTES
-        self._put_bytes += size_bytes
+        self.size_bytes += size_bytes
         self.accepted += 1
         self._queue.append(packed)
 
@@ -173,7 +165,7 @@ class Backlog:
         except IndexError:
             return False
         size_bytes = len(packed) + RECORD_OVERHEAD_BYTES
-        self._dropped_bytes += size_bytes
+        self.size_bytes -= size_bytes
         self._count(reason)
         return True
 
@@ -304,7 +296,8 @@ class Backlog:
         if self._in_flight:
             self._in_flight_bytes -= batch.payload_bytes
         self.acked_seq = batch.last_seq
-        self._gone_bytes += batch.size_bytes
+        size_bytes = batch.size_bytes
+        self.size_bytes -= size_bytes
         self.acked += len(batch.records)
 
     def rewind(self, last_seq: int) -> bool:

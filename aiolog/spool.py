@@ -650,7 +650,8 @@ class Spool(Backlog):
     def put(self, packed: bytes) -> None:
         """Add one packed record."""
         length = len(packed)
-        self._put_bytes += length + RECORD_OVERHEAD_BYTES
+        size_bytes = length + RECORD_OVERHEAD_BYTES
+        self.size_bytes += size_bytes
         self.accepted += 1
         tail = self._tail
         entry = _ENTRY.pack(length, crc32(packed, length)) + packed
@@ -674,7 +675,8 @@ class Spool(Backlog):
         try:
             self._append(entry)
         except BaseException:
-            self._dropped_bytes += len(entry) - ENTRY_BYTES + RECORD_OVERHEAD_BYTES
+            size_bytes = len(entry) - ENTRY_BYTES + RECORD_OVERHEAD_BYTES
+            self.size_bytes -= size_bytes
             self._count("drop_newest")
             self._refused += 1
             raise
@@ -802,7 +804,8 @@ class Spool(Backlog):
                 if segment.claims.setdefault(0, "drop") == "drop":
                     gap += seqs + following[1]
                     before.next[0] = following[0], gap
-                    self._dropped_bytes += size_bytes + records * RECORD_OVERHEAD_BYTES
+                    size_bytes += records * RECORD_OVERHEAD_BYTES
+                    self.size_bytes -= size_bytes
                     self.dropped[reason] += records
                     self._dropped += records
                     self._has_lost_files |= segment.is_lost
