@@ -210,7 +210,7 @@ class Encoder:
         # The same numbers by what takes least to look up, with what is still to be compared; the last one stays.
         self._everyday: dict[tuple[Any, ...], tuple[int, str, str | None, str, str]] = {}
         self._everyday_threads: dict[Any, tuple[int, str | None]] = {}
-        self._second_ns: float = 0  # the last second that a record was of
+        self._second: float = 0  # the last one that a record was of, in what LogRecord counts in
         self._claimed = 0  # definitions, and the characters in them
         self._claimed_chars = 0
         self.pid = pid
@@ -239,7 +239,7 @@ class Encoder:
                 record.name, record.levelno, record.pathname, record.lineno
             ]
             thread, thread_name = self._everyday_threads[record.thread]
-            args = record.args
+            message, args = record.msg, record.args
             if (
                 record.levelname is not levelname
                 or record.funcName is not function
@@ -247,19 +247,20 @@ class Encoder:
                 or record.module != module
                 or record.threadName is not thread_name
                 or type(record) is not logging.LogRecord  # it may have a getMessage() of its own
+                or type(message) is not str
             ):
                 return self._encode_slowly(record, context)
             # Exactly what LogRecord computed, so that the server can do it again. See the module's docstring.
             relative = record.relativeCreated
             if _NANOSECONDS:
-                elapsed_ns = round(relative * 1e6)
+                elapsed_ns = int(relative * 1e6 + 0.49)  # quicker than round(), and as near
                 created = elapsed_ns + self.start_time
-                within_ns = created - self._second_ns  # quicker than the remainder of a number of two words
+                within_ns = created - self._second  # quicker than the remainder of a number of two words
                 if not 0 <= within_ns < SECOND_NS:
                     if created < 0 or created >= INT_MAX:  # before 1970, or more than msgpack can carry
                         return self._encode_slowly(record, context)
                     within_ns = created % SECOND_NS
-                    self._second_ns = created - within_ns
+                    self._second = created - within_ns
                 if (
                     created / 1e9 != record.created
                     or elapsed_ns / 1e6 != relative
@@ -268,11 +269,13 @@ class Encoder:
                     return self._encode_slowly(record, context)
             else:
                 created = record.created
-                if (created - self.start_time) * 1000 != relative or created % 1 * 1000 // 1 != record.msecs:
+                within = created - self._second  # quicker than a remainder, too
+                if not 0.0 <= within < 1.0:
+                    second = float(created // 1.0)
+                    within = created - second
+                    self._second = second
+                if (created - self.start_time) * 1000.0 != relative or within * 1000.0 // 1.0 != record.msecs:
                     return self._encode_slowly(record, context)
-            message = record.msg
-            if type(message) is not str:
-                return self._encode_slowly(record, context)
             if args:
                 message = message % args
             if len(message) > MAX_PLAIN_CHARS:

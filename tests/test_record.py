@@ -194,23 +194,56 @@ def test_every_attribute_comes_back(altered, message):
         assert_equal_but_computed(found, record)
 
 
+def record_at(moment_ns):
+    """Return a record with the three attributes of time that ``LogRecord.__init__`` gives it at that moment."""
+    record = new_record()
+    record.created = moment_ns / 1e9
+    if NANOSECONDS:
+        record.msecs = moment_ns % 10**9 // 10**6 + 0.0
+        record.relativeCreated = (moment_ns - START_TIME) / 1e6
+    else:
+        record.msecs = int((record.created - int(record.created)) * 1000) + 0.0
+        record.relativeCreated = (record.created - START_TIME) * 1000
+    return record
+
+
 @relaxed
 @given(st.integers(START_TIME if NANOSECONDS else int(START_TIME * 1e9), 4_000_000_000 * 10**9), st.booleans())
 def test_every_moment_comes_back(moment_ns, slowly):
     """``created``, ``msecs`` and ``relativeCreated`` are bit for bit what the worker had, up to the year 2096."""
-    record = new_record()
-    if NANOSECONDS:  # as LogRecord.__init__ does
-        record.created = moment_ns / 1e9
-        record.msecs = moment_ns % 10**9 // 10**6 + 0.0
-        record.relativeCreated = (moment_ns - START_TIME) / 1e6
-    else:
-        record.created = moment_ns / 1e9
-        record.msecs = int((record.created - int(record.created)) * 1000) + 0.0
-        record.relativeCreated = (record.created - START_TIME) * 1000
+    record = record_at(moment_ns)
     encoder = new_encoder()
     if not slowly:
         encoder.encode(new_record())
     assert_equal_but_computed(rebuilt(encoder, record), record)
+
+
+@relaxed
+@given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from([0, 1, 10**6 - 1, 10**6, 10**9 - 1, 123_456_789]))))
+@example([(0, 0), (0, 10**9 - 1), (1, 0), (0, 10**9 - 1), (-2, 500), (2, 10**6)])
+def test_a_clock_that_jumps_over_seconds(moments):
+    """Forwards and back, to the ends of seconds and of milliseconds: each record is plain and exact."""
+    encoder = new_encoder()
+    encoder.encode(new_record())
+    base = int(START_TIME if NANOSECONDS else START_TIME * 1e9) // 10**9 + 100
+    for second, within_ns in moments:
+        record = record_at((base + second) * 10**9 + within_ns)
+        assert len(encoder.encode(record)) == 4
+        assert_equal_but_computed(rebuilt(encoder, record), record)
+
+
+@pytest.mark.parametrize("name", ["created", "msecs", "relativeCreated"])
+@pytest.mark.parametrize("by", [-1.0, -0.25, 0.25, 1.0, 1e9, math.inf, math.nan])
+def test_a_time_that_was_changed_comes_back_changed(name, by):
+    """One of the three that no longer fits the others travels by itself; the records after it are plain."""
+    encoder = new_encoder()
+    encoder.encode(new_record())
+    record = new_record()
+    setattr(record, name, getattr(record, name) + by)
+    encoder.encode(record)
+    if is_moment(record.created):
+        assert_equal_but_computed(rebuilt(encoder, record), record)
+    assert len(encoder.encode(new_record())) == 4
 
 
 @pytest.mark.parametrize("relative", [math.nan, math.inf, -1.0, 1e300, None, "x"])
