@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from aiolog import context
 from aiolog.backlog import MIN_BUFFER_BYTES, MIN_SPOOL_BYTES, Backlog
 from aiolog.labels import process_labels
-from aiolog.protocol import MAX_RECORD_BYTES, SESSION_BYTES, VERSION, Hello, pack_record
+from aiolog.protocol import MAX_RECORD_BYTES, SESSION_BYTES, VERSION, Hello, pack_everyday, pack_record
 from aiolog.record import MARK, Encoder
 from aiolog.sender import Sender
 
@@ -63,7 +63,8 @@ _LEAST = {
     "connect_timeout_seconds": 0.001,
     "spool_max_bytes": MIN_SPOOL_BYTES,
 }
-_OF_ONE_PROCESS = {"lock", "_lives", "_generation", "_life", "_late_seconds", "_mark"}
+_OF_ONE_PROCESS = {"lock", "_lives", "_generation", "_life", "_late_seconds", "_is_special", "_mark"}
+_STEPS = ("filter", "emit", "makePickle", "send")
 
 
 def _checked(**settings: Any) -> dict[str, Any]:
@@ -132,8 +133,6 @@ class AiologHandler(SocketHandler):
     redact: Any
     _life: _Life  # at first _UNBORN
 
-    _is_special = False  # a subclass has its own idea of one of the steps between handle() and the backlog
-
     def __init__(
         self,
         host: str = "127.0.0.1",
@@ -174,12 +173,6 @@ class AiologHandler(SocketHandler):
         self.retryMax = 0.5  # a restarted server has its clients back within half a second; a refused try costs 50 µs
         self._begin()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._is_special = any(
-            getattr(cls, name) is not getattr(AiologHandler, name) for name in ("filter", "emit", "makePickle", "send")
-        )
-
     def settings(self) -> dict[str, Any]:
         """Return what the constructor takes, as it stands now."""
         return {name: self.__dict__[name] for name in SETTINGS}
@@ -216,6 +209,9 @@ class AiologHandler(SocketHandler):
         self._generation = 0  # counts the settings that there have been
         self._life = _UNBORN
         self._late_seconds = LATE_FLUSH_SECONDS
+        # Whether a subclass has its own idea of one of the steps between handle() and the backlog. The instance's own,
+        # as CPython 3.11 finds a class's attribute last, and each log call asks.
+        self._is_special = any(getattr(type(self), name) is not getattr(AiologHandler, name) for name in _STEPS)
         self._prepare()
         _handlers.add(self)
 
@@ -248,7 +244,7 @@ class AiologHandler(SocketHandler):
             fields = _context()
             if fields is not None or "opentelemetry.trace" in _modules:
                 fields = context.with_trace(fields)
-            packed = pack_record(encoder.encode(record, fields))
+            packed = pack_everyday(encoder.encode(record, fields))
             # The dictionary last: see Encoder.encode().
             attributes, mark = record.__dict__, self._mark
             was_put = mark not in attributes and len(packed) <= MAX_RECORD_BYTES and backlog.offer(packed)

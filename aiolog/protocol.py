@@ -243,6 +243,12 @@ pack_record: Callable[[Sequence[Any]], bytes] = _pack
 Raises whatever msgpack raises for a value that is not plain; :mod:`aiolog.record` makes only plain ones.
 """
 
+pack_everyday: Callable[[Sequence[Any]], bytes] = msgpack.Packer().pack
+"""Return what :data:`pack_record` does, sooner, as texts are not copied on their way.
+
+Raises UnicodeEncodeError, besides, for a text that UTF-8 has no bytes for.
+"""
+
 
 def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes]) -> bytes:
     """Return the BATCH frame of packed records; at most MAX_BATCH_RECORDS, and together below a frame's limit."""

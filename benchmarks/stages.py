@@ -21,7 +21,7 @@ from typing import Any
 from aiolog import formatting
 from aiolog.backlog import Backlog
 from aiolog.ledger import Run
-from aiolog.protocol import FROM_CLIENT, Decoder, batch_frame, pack_record, unpack_records
+from aiolog.protocol import FROM_CLIENT, Decoder, batch_frame, pack_everyday, unpack_records
 from aiolog.record import Encoder, Source
 from benchmarks.loads import TEXT_LINE, Load
 
@@ -56,8 +56,8 @@ def stages() -> dict[str, dict[str, float]]:
     )
     wires = [encoder.encode(record) for record in made]
     worker["message and fields"] = _best(lambda: [encoder.encode(record) for record in made])
-    packed = [pack_record(wire) for wire in wires]
-    worker["msgpack"] = _best(lambda: [pack_record(wire) for wire in wires])
+    packed = [pack_everyday(wire) for wire in wires]
+    worker["msgpack"] = _best(lambda: [pack_everyday(wire) for wire in wires])
     backlog = Backlog(1 << 30)
     worker["into the backlog"] = _best(lambda: [backlog.put(record) for record in packed])
     frame = batch_frame(1, 0, packed)

@@ -365,6 +365,15 @@ def test_an_encoder_that_fails_is_reported_as_logging_does(server, handler, monk
     assert server.texts == ["first", "fifth"]
 
 
+def test_text_that_is_no_unicode_arrives(server, handler):
+    """A lone surrogate, as in the name of a file that cannot be decoded, arrives; so does what comes after it."""
+    for text in ("\udc80", "plain", "\ud800 %s", "ä"):
+        handler.handle(record(text, mine=text))
+    handler.flush()
+    assert server.texts == ["\udc80", "plain", "\ud800 %s", "ä"]
+    assert [one["mine"] for one in server.records] == server.texts
+
+
 @pytest.mark.parametrize("size", [MAX_RECORD_BYTES, 20 << 20])
 def test_a_record_too_large_is_cut_and_marked(server, handler, size):
     """A message, traceback and extra of megabytes arrive cut, with a mark that says from how much."""

@@ -46,6 +46,7 @@ from aiolog.protocol import (
     batch_frame,
     define_frames,
     encode,
+    pack_everyday,
     pack_record,
     unpack_records,
 )
@@ -198,6 +199,17 @@ def test_records_come_back_in_order(records, first_seq, dropped):
     (batch,) = decoded(batch_frame(first_seq, dropped, [pack_record([record]) for record in records]))
     assert (batch.first_seq, batch.dropped, batch.count) == (first_seq, dropped, len(records))
     assert unpack_records(batch) == tuple((record,) for record in records)
+
+
+@given(plain)
+def test_an_everyday_record_is_packed_the_same(value):
+    """``pack_everyday`` gives the bytes of ``pack_record``, or raises, and then packs the next one."""
+    wanted = pack_record([value])
+    with contextlib.suppress(UnicodeEncodeError):
+        assert pack_everyday([value]) == wanted
+    with pytest.raises(UnicodeEncodeError):
+        pack_everyday([value, "\ud800"])
+    assert pack_everyday([1, "ä"]) == pack_record([1, "ä"])
 
 
 def test_text_that_is_no_unicode_comes_back():
