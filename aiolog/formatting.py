@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiolog.formats import Accepts, Escaping, Format, Multiline, Style
+from aiolog.formats import Accepts, Escaping, Format, Lines, Multiline, Style
 from aiolog.formats.escaping import CONTINUATION
 from aiolog.formats.schemas import ECS, OTEL, OWN
 from aiolog.formats.structured import JSON, LOGFMT, StructuredLayout
 from aiolog.formats.text import TextLayout
 from aiolog.record import Site
 
-__all__ = ["CONTINUATION", "Accepts", "Format", "ecs", "json_lines", "logfmt", "otel", "text", "whole_records"]
+__all__ = ["CONTINUATION", "Accepts", "Format", "Lines", "ecs", "json_lines", "logfmt", "otel", "text", "whole_records"]
 
 
 def _all(_site: Site) -> bool:

@@ -59,11 +59,22 @@ class Keeping(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A delivery, formatted: ``texts[n]`` is the record ``first_seq + n`` of the session, "" if it is not taken."""
+    """A delivery, formatted: ``texts[n]`` is the record ``first_seq + n`` of the session, "" if it is not taken.
+
+    ``joined`` is all of them in one, where they were made so; then none is "".
+    """
 
     session: bytes
     first_seq: int
     texts: Sequence[str]
+    joined: str = ""
+
+    @property
+    def run(self) -> Run:
+        """What the ledger keeps of it."""
+        if self.joined:
+            return Run(self.session, self.first_seq, len(self.texts))
+        return Run.of(self.session, self.first_seq, self.texts)
 
     def between(self, begin: int, end: int) -> Part:
         """Return the part of it from the ``begin``-th text to before the ``end``-th."""
@@ -209,7 +220,10 @@ class LiveFile:
         now = self._clock()
         self._prepare(now)
         fresh = [part for part in map(self._fresh, parts) if part.texts]
-        data = "".join([text for part in fresh for text in part.texts]).encode(errors=_ERRORS)
+        pieces: list[str] = []
+        for part in fresh:
+            pieces += (part.joined,) if part.joined else part.texts
+        data = "".join(pieces).encode(errors=_ERRORS)
         # An empty file counts as one byte here: if it cannot take all, look at each record below.
         if (
             not data
@@ -264,7 +278,7 @@ class LiveFile:
 
         Raises ``OSError`` after taking back what it wrote.
         """
-        runs = [Run.of(*part) for part in parts if part.texts]
+        runs = [part.run for part in parts if part.texts]
         if not runs:
             return
         self._settle(now)

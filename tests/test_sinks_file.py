@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from memory import kept
 
 from aiolog import backups as backups_module
-from aiolog import formatting
+from aiolog import formatting, ledger
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
 from aiolog.livefile import ROTATION_RETRY_SECONDS
@@ -992,3 +992,77 @@ def test_every_record_once_and_in_order(max_bytes, steps):
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(run(Path(directory)))
+
+
+class Apart:
+    """A format that gives its texts one by one."""
+
+    def __init__(self, whole) -> None:
+        self._whole = whole
+        self.continuation = whole.continuation
+
+    def __call__(self, source, records):
+        return list(self._whole(source, records))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from([0, 300, 5_000]),
+    st.lists(
+        st.tuples(
+            st.integers(0, 150),  # how many records
+            st.integers(0, 150),  # how many of those before come again with them
+            st.sampled_from(["one site", "some sites", "a notice", "not taken"]),
+            st.sampled_from(["", "", "write", "restart"]),
+        ),
+        max_size=6,
+    ),
+)
+def test_lines_that_were_made_together_are_written_as_others(max_bytes, steps):
+    """Byte for byte, and also in the ledger: over rotations, faults and records that come again."""
+
+    async def run(directory: Path, wrap) -> tuple[list[str], list]:
+        source, path, clock, records = make_source(), directory / "app.log", Clock(), []
+        source.define(("app.db", 20, "INFO", "/db.py", "db.py", "db", 1, "f"))
+        source.define(("quiet", 20, "INFO", "/q.py", "q.py", "q", 1, "f"))
+
+        def new() -> FileSink:
+            layout = formatting.text(
+                "%(asctime)s %(name)s %(message)s", time_zone="UTC", accepts=lambda site: site.name != "quiet"
+            )
+            return FileSink("app", path, wrap(layout), kept(max_bytes=max_bytes), clock=clock, warn=lambda _text: None)
+
+        sink, session = new(), b"s" * 16
+        await sink.open()
+        for count, again, kind, fault in steps:
+            if fault == "restart":
+                await sink.close()
+                sink = new()
+                await sink.open()
+            site = {"some sites": (0, 2), "not taken": (3,)}.get(kind, (0,))
+            begin = max(0, len(records) - again)
+            records += [
+                (MORNING + 0.1 + n * 2e-5, site[n % len(site)], 1, f"record {n}")
+                for n in range(len(records), len(records) + count)
+            ]
+            notices = [(MORNING, 0, 1, "lost")] if kind == "a notice" and len(records) == count else []
+            first_seq = begin + 1 + len(notices)
+            group = [
+                Delivery(
+                    source, records[begin:], session=session, first_seq=first_seq, dropped=len(notices), notices=notices
+                )
+            ]
+            records[:0] = notices  # each stands for one
+            with pytest.MonkeyPatch.context() as patch:
+                if fault == "write":
+                    failing(patch, "write", errno.EIO)
+                with contextlib.suppress(OSError):
+                    await sink.write(group)
+                await sink.write(group)
+        await settled(sink)
+        await sink.close()
+        entries = ledger.decode((path.parent / ".app.log.ledger").read_bytes())
+        return [text_of(p) for p in [*backups(path), path]], [(one.size, one.crc, one.runs) for one, _ in entries]
+
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        assert asyncio.run(run(Path(one), lambda layout: layout)) == asyncio.run(run(Path(other), Apart))

@@ -18,12 +18,39 @@ Nothing here knows files, sockets, bytes or clocks, and nothing raises for what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeAlias, overload
 
 from aiolog.record import Site, Source, WireRecord
 
-Format: TypeAlias = Callable[[Source, Sequence[WireRecord]], list[str]]
+
+class Lines(Sequence[str]):
+    """Texts of one line each that were made together, and are taken apart for who wants one of them.
+
+    ``joined`` is all of them; nothing but the newline at the end of each is a line end of :meth:`str.splitlines`.
+    """
+
+    __slots__ = ("_count", "joined")
+
+    def __init__(self, joined: str, count: int) -> None:
+        self.joined = joined
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[:])
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self.joined.splitlines(keepends=True)[index]
+
+
+Format: TypeAlias = Callable[[Source, Sequence[WireRecord]], Sequence[str]]
 """One text a record, in order and aligned: "" for a record not taken, else all its lines with the last newline."""
 
 Accepts: TypeAlias = Callable[[Site], bool]

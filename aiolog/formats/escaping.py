@@ -12,8 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from aiolog.record import WireRecord
-
 CONTINUATION = "\t| "  # what every line of a record but the first begins with, and the first never does
 
 # C0 but tab and newline, DEL, C1; the Unicode line ends; marks, embeddings, overrides and isolates of direction
@@ -71,14 +69,14 @@ PLAIN_QUOTED = _marking(_CONTROLS | _LEADS | _QUOTE)
 PLAIN_ASCII = _marking(_CONTROLS | _QUOTE | {*range(0x80, 0x100)})
 
 
-def all_plain(table: bytes) -> Callable[[Sequence[WireRecord]], bool]:
-    """Return a function that says whether no message of some records needs escaping; False if it cannot tell."""
+def all_plain(table: bytes) -> Callable[[Sequence[str]], bool]:
+    """Return a function that says whether none of some messages needs escaping; False if it cannot tell."""
 
-    def are_plain(records: Sequence[WireRecord]) -> bool:
+    def are_plain(messages: Sequence[str]) -> bool:
         try:
-            messages = "".join([wire[3] for wire in records]).encode()
-        except Exception:  # noqa: BLE001 - a lone surrogate, no text, no record
+            joined = "".join(messages).encode()
+        except Exception:  # noqa: BLE001 - a lone surrogate, or no text
             return False
-        return messages.translate(table) is messages
+        return joined.translate(table) is joined
 
     return are_plain

@@ -1,30 +1,42 @@
-"""A compiled format: the loop over a batch, written for its slots, and what it keeps of each site and thread.
+"""A compiled format: the loops over a batch, written for its slots, and what it keeps of each site and thread.
 
 Most of a line is the same for all records of a call site. A *plan* is that: the constant texts of the site, around
 the *slots*, which differ from record to record. For a layout with the slots moment, message and thread, a line is
 
     ``constant0 moment constant1 message constant2 thread constant3``
 
-and the loop that joins them is written out and compiled once for each layout, as ``namedtuple`` does with its
-``__new__``: it asks for nothing that the layout does not show. Whatever does not fit that way (a first record, fields
-in place, a wrong type, a moment before 1970) is rebuilt by :func:`aiolog.record.attributes` and rendered field by
-field, to the same text.
+and the loops that join them are written out and compiled once for each layout, as ``namedtuple`` does with its
+``__new__``: they ask for nothing that the layout does not show. There are three ways to a text, each for what the one
+before it cannot take, and all to the same text:
+
+===========  =================================================================================================
+evenly       most batches: records of one second, nearly all without ``rare``. What holds for all is asked of all
+             together, in C; in a flood of one call site the lines of a millisecond are one ``str.join``
+one by one   a few records, many with ``rare``, of several seconds: types, moment and escaping are looked at in each
+slowly       whatever does not fit (a first record, fields in place, a wrong type, a moment before 1970) is rebuilt
+             by :func:`aiolog.record.attributes` and rendered field by field
+===========  =================================================================================================
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from math import floor
+from functools import partial
+from math import floor, inf
 from typing import Any, NamedTuple
 
-from aiolog.formats import Accepts, Format
-from aiolog.record import MALFORMED, SECOND_NS, Site, Source, WireRecord, attributes
+from aiolog.formats import Accepts, Lines
+from aiolog.record import MALFORMED, MILLISECOND_NS, SECOND_NS, Site, Source, WireRecord, attributes
 
 DIGITS = tuple(f"{number:03d}" for number in range(1000))  # an index is 4 times as fast as a format
 SECONDS_KEPT = 16  # texts of whole seconds; records of many processes come in nearly the order of their moments
 _TOGETHER = 64  # records whose messages are looked at together: one that needs escaping costs its neighbours little
+_MANY = 24  # records from which on asking all together costs less than asking each
+_ONE_IN = 32  # records is asked for `rare` first: in an even batch each that has it costs as much as ten others
+_WORTH_A_JOIN = 16  # records of one millisecond, on average: then finding where it ends costs less than it saves
 
 
 class Slot(NamedTuple):
@@ -43,21 +55,21 @@ SECOND = Slot("moment", "second")
 MESSAGE = Slot("message", "message")
 
 # The rest of a second as the slots want it: from an int in nanoseconds, and from a float in seconds. They cut and
-# round as logging does for msecs and datetime for microseconds; what is rounded up to a whole second has no digits,
-# and goes the slow way.
+# round as logging does for msecs and datetime for microseconds, with the methods behind int() and round(), which take
+# half as long; what is rounded up to a whole second has no digits, and goes the slow way.
 _UNITS = {
-    "milli": ("rest // 1_000_000", "int(rest * 1000)"),
-    "micro": ("rest // 1000", "round(rest * 1e6)"),
-    "nano": ("rest", "round(rest * 1e9)"),
+    "milli": ("rest // 1_000_000", "(rest * 1000).__trunc__()"),
+    "micro": ("rest // 1000", "(rest * 1e6).__round__()"),
+    "nano": ("rest", "(rest * 1e9).__round__()"),
 }
 
-_LOOP = """
-def lines(source, records):
+_LOOPS = """
+def one_by_one(source, records):
     plans = source.plans.setdefault(layout, {{}})
     threads = source.plans.setdefault(layout.threads, {{}})
     made = []
     add = made.append
-    kind = None
+    {recall_second}
     known = unknown
     for begin in range(0, len(records), together):
         chunk = records[begin : begin + together]
@@ -75,37 +87,176 @@ def lines(source, records):
                     created, _, thread, message, rare = wire
                     {check_rare}
                 {constants} = plan
-                {take_moment}
+                {take_second}
+                {take_rest}
                 {take_thread}
                 {keep_raw}
                 {escape}
                 {take_rare}
                 line = {line}
                 {finish}
+                {append_rare}
                 add(line)
             except Exception:
                 add(layout._slowly(source, wire))
     return made
+
+def evenly(source, records):
+    plans = source.plans[layout]
+    threads = source.plans[layout.threads]
+    if plans.get(records[0][1], unknown) is None or set(map(len, records[::one_in])) != four:
+        return None
+    {take_moments}
+    plain = records
+    {escape_all}
+    {one_site}
+    made = []
+    add = made.append
+    known = unknown
+    for wire in plain:
+        try:
+            created, site, thread, message = wire
+            plan = plans[site]
+            if plan is None:
+                add("")
+                continue
+            {constants} = plan
+            {take_rest}
+            {take_thread}
+            {keep_raw}
+            line = {line}
+            {finish}
+            add(line)
+        except Exception:
+            made += one_by_one(source, records[len(made) : len(made) + 1])
+    return made
 """
 
-_TAKE_MOMENT = """
-                if type(created) is not kind or not start <= created < end:
-                    start, end, second = window(created)
-                    kind = type(created)
-                    exact = kind is int
-                rest = created - start
-                {unit} = {from_int} if exact else {from_float}"""
+_RECALL_SECOND = """
+start, end, second = layout._last_second
+exact = type(start) is int"""
+
+_TAKE_SECOND = """
+if type(created) is not type(start) or not start <= created < end:
+    start, end, second = layout._last_second = window(created)
+    exact = type(start) is int"""
+
+_TAKE_REST = """
+rest = created - start
+{unit} = {from_int} if exact else {from_float}"""
 
 _TAKE_THREAD = """
-                if thread != known:
-                    {threads} = threads[thread]
-                    known = thread"""
+if thread != known:
+    {threads}= threads[thread]
+    known = thread"""
 
 _ESCAPE = """
-                if are_plain is None:
-                    are_plain = all_plain(chunk)
-                if not are_plain:
-                    message = escape(message)"""
+if are_plain is None:
+    are_plain = False  # for the others, where one has no message
+    are_plain = all_plain([wire[3] for wire in chunk])
+if not are_plain:
+    message = escape(message)"""
+
+_TAKE_MOMENTS = """
+moments = [wire[0] for wire in records]
+created = moments[0]
+{recall_second}
+{take_second}
+ordered = sorted(moments)
+if not are_between(ordered, start, end):
+    return None"""
+
+_ESCAPE_ALL = """
+messages = [wire[3] for wire in records]
+if not all_plain(messages):
+    plain = escaped(records, messages, all_plain, escape)"""
+
+_PLAIN_ONLY = """
+if not all_plain([wire[3] for wire in records]):
+    return None"""
+
+# Of a flood: the lines of one site, one thread and one millisecond differ in nothing but the message.
+_ONE_SITE = """
+if plain is records and records[0][1] == records[-1][1] and moments == ordered and are_alike(records):
+    {constants} = plans[records[0][1]]
+    {take_threads}
+    texts = []
+    for milli, begin, end in milliseconds(moments, start):
+        before = {before}
+        after = {after}
+        texts.append(before + (after + before).join(messages[begin:end]) + after)
+    if texts and (before + after).count(newline) == 1:
+        return Lines("".join(texts), len(records))"""
+
+
+def _filled(template: str, **pieces: str) -> str:
+    """Fill a template as ``str.format`` does; all lines of a piece are indented as the place where it stands."""
+    lines = []
+    stripped = {name: piece.strip("\n") for name, piece in pieces.items()}
+    for line in template.strip("\n").splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        lines.append(line.format(**stripped).replace("\n", "\n" + indent))
+    return "\n".join(lines)
+
+
+def _are_between(ordered: Sequence[float], start: float, end: float) -> bool:
+    """Whether some moments, in order, are of the type of ``start`` and before ``end``; False if it cannot tell."""
+    if type(start) is float:  # between it and the next whole number is no int; a sum with a NaN is not less than inf
+        return start < ordered[0] and ordered[-1] < end and sum(ordered) < inf
+    return start <= ordered[0] and ordered[-1] < end and list(map(type, ordered)).count(int) == len(ordered)
+
+
+def _escaped(
+    records: Sequence[WireRecord],
+    messages: Sequence[str],
+    all_plain: Callable[[Sequence[str]], bool],
+    escape: Callable[[str], str],
+) -> list[WireRecord]:
+    """Return the records with their messages escaped, but for those with ``rare``."""
+    found: list[WireRecord] = []
+    for begin in range(0, len(records), _TOGETHER):
+        chunk, raws = records[begin : begin + _TOGETHER], messages[begin : begin + _TOGETHER]
+        if not all_plain(raws):
+            chunk = [
+                wire if (shown := escape(raw)) == raw or len(wire) != 4 else (*wire[:3], shown)
+                for wire, raw in zip(chunk, raws, strict=True)
+            ]
+        found += chunk
+    return found
+
+
+def _are_alike(records: Sequence[WireRecord], *, has_threads: bool) -> bool:
+    """Whether some records, each of four elements or more, are all of four, one site and, if need be, one thread."""
+    for place in (1, 2) if has_threads else (1,):
+        column = [wire[place] for wire in records]
+        if column.count(column[0]) != len(column):
+            return False
+    return sum(map(len, records)) == 4 * len(records)
+
+
+def _milliseconds(moments: Sequence[float], start: float) -> list[tuple[int, int, int]]:
+    """Return steps of moments in order: the millisecond since ``start`` that all of them are of, begin and end.
+
+    None at all when they are too many to be worth it.
+    """
+    exact = type(start) is int
+    one = MILLISECOND_NS if exact else 0.001
+
+    def milli_of(moment: float) -> int:  # as in _UNITS
+        return int((moment - start) // MILLISECOND_NS if exact else (moment - start) * 1000)
+
+    found: list[tuple[int, int, int]] = []
+    if (milli_of(moments[-1]) - milli_of(moments[0])) * _WORTH_A_JOIN > len(moments):
+        return found
+    begin = 0
+    while begin < len(moments):
+        milli = milli_of(moments[begin])
+        end = bisect_left(moments, start + (milli + 1) * one, begin + 1)
+        while milli_of(moments[end - 1]) != milli:  # floats are not exact; what is left out is a step of its own
+            end -= 1
+        found.append((milli, begin, end))
+        begin = end
+    return found
 
 
 def line_of(shape: Sequence[Slot | None], prefix: str) -> tuple[str, str]:
@@ -128,62 +279,100 @@ class Layout(ABC):
     def __init__(self, accepts: Accepts) -> None:
         self._accepts = accepts
         self.threads = (self, "threads")
-        self._lines: Format | None = None
+        self._last_second: tuple[float, float, str] = (0.0, 0.0, "")  # no moment is in it
+        self._one_by_one: Callable[[Source, Sequence[WireRecord]], list[str]] | None = None
+        self._evenly: Callable[[Source, Sequence[WireRecord]], Sequence[str] | None]
 
-    def __call__(self, source: Source, records: Sequence[WireRecord]) -> list[str]:
+    def __call__(self, source: Source, records: Sequence[WireRecord]) -> Sequence[str]:
         """Return the text of each record."""
-        if self._lines is None:
+        if self._one_by_one is None:
             return [self._slowly(source, wire) for wire in records]
-        return self._lines(source, records)
+        texts = None
+        if len(records) >= _MANY:
+            try:
+                texts = self._evenly(source, records)
+            except Exception:  # noqa: BLE001 - something among them is not what it should be
+                texts = None
+        return self._one_by_one(source, records) if texts is None else texts
 
     def _compile(
         self,
         shape: Sequence[Slot | None],
         *,
         unit: str,
-        all_plain: Callable[[Sequence[WireRecord]], bool] | None,
+        all_plain: Callable[[Sequence[str]], bool] | None,
         escape: Callable[[str], str],
         check_rare: str = "",
         take_rare: str = "",
+        append_rare: str = "",
         finish: str = "",
         names: Mapping[str, Any],
-    ) -> Format:
-        """Write the loop for lines of this shape and compile it: None is a constant of the site, at least one.
+    ) -> None:
+        """Write the loops for lines of this shape and compile them: None is a constant of the site, at least one.
 
-        ``check_rare``, ``take_rare`` and ``finish`` are statements: for a record that has ``rare``, before and after
-        its slots are known, and for all records once their line is made. No text of a setting or a
-        record gets into the source.
+        The others are statements: ``check_rare``, ``take_rare`` and ``append_rare`` for records that may have ``rare``,
+        before and after their slots are known and once their line is made, ``finish`` for the line of any record. No
+        text of a setting or a record gets into the source.
         """
         constants, line = line_of(shape, "constant")
         kinds = Counter(slot.kind for slot in shape if slot)
-        threads = [f"thread{number}" for number in range(kinds["thread"])]
+        threads = "".join(f"thread{number}, " for number in range(kinds["thread"]))
         from_int, from_float = _UNITS[unit]
-        source = _LOOP.format(
+        is_timed, is_escaped = bool(kinds["moment"]), all_plain is not None and bool(kinds["message"])
+        needs_raw = "(raw)" in line
+        one_site = ""
+        # The lines of a millisecond differ in the message only.
+        if is_timed and unit == "milli" and is_escaped and shape.count(MESSAGE) == kinds["message"] == 1 and not finish:
+            before, after = line.split("{message}")
+            one_site = _filled(
+                _ONE_SITE,
+                constants=constants,
+                take_threads=f"{threads}= threads[records[0][2]]" if threads else "",
+                before=f"{before}'",
+                after=f"f'{after}",
+            )
+
+        source = _filled(
+            _LOOPS,
             constants=constants,
-            take_moment=bool(kinds["moment"])
-            * _TAKE_MOMENT.format(unit=unit, from_int=from_int, from_float=from_float),
-            take_thread=bool(threads) * _TAKE_THREAD.format(threads=", ".join(threads) + ","),
+            take_second=_TAKE_SECOND if is_timed else "",
+            recall_second=_RECALL_SECOND if is_timed else "",
+            take_moments=_filled(_TAKE_MOMENTS, recall_second=_RECALL_SECOND, take_second=_TAKE_SECOND)
+            if is_timed
+            else "",
+            take_rest=_filled(_TAKE_REST, unit=unit, from_int=from_int, from_float=from_float) if is_timed else "",
+            take_thread=_filled(_TAKE_THREAD, threads=threads) if threads else "",
             check_rare=check_rare,
             take_rare=take_rare,
-            keep_raw="raw = message" if "(raw)" in line else "",
-            escape=_ESCAPE if all_plain and kinds["message"] else "",
+            append_rare=append_rare,
+            keep_raw="raw = message" if needs_raw else "",
+            escape=_ESCAPE if is_escaped else "",
+            escape_all=(_PLAIN_ONLY if needs_raw else _ESCAPE_ALL) if is_escaped else "",
+            one_site=one_site,
             line=line,
             finish=finish,
         )
         namespace: dict[str, Any] = {
             "layout": self,
             "window": self._window,
+            "are_between": _are_between,
+            "are_alike": partial(_are_alike, has_threads=bool(threads)),
+            "milliseconds": _milliseconds,
+            "Lines": Lines,
             "all_plain": all_plain,
             "escape": escape,
+            "escaped": _escaped,
             "together": _TOGETHER,
+            "one_in": _ONE_IN,
+            "four": {4},
             "digits": DIGITS,
+            "newline": "\n",
             "nothing": {},
             "unknown": object(),  # no number of a thread equals it
             **names,
         }
         exec(compile(source, f"<{type(self).__name__}>", "exec"), namespace)  # noqa: S102 - see the docstring
-        lines: Format = namespace["lines"]
-        return lines
+        self._one_by_one, self._evenly = namespace["one_by_one"], namespace["evenly"]
 
     def _window(self, created: Any) -> tuple[float, float, str]:
         """Return where the second of ``created`` starts and ends, in its own unit, and its text.

@@ -196,13 +196,13 @@ _MOMENTS = {
 
 # In the loop: a record that has `rare` has more slots.
 _WIDEN = """
-                if rare is not nothing:
-                    {rares} = rares_of(source, rare)
-                    {constants} = source.plans[layout.wide][wire[1]]
-                    line = {line}
-                    {finish}
-                    add(line)
-                    continue"""
+if rare is not nothing:
+    {rares} = rares_of(source, rare)
+    {constants} = source.plans[layout.wide][wire[1]]
+    line = {line}
+    {finish}
+    add(line)
+    continue"""
 
 
 @lru_cache(SECONDS_KEPT)
@@ -263,7 +263,7 @@ class StructuredLayout(Layout):
         self._rare_pieces = [(needs, number, text) for number, run in enumerate(runs) for needs, text in run]
         constants, line = line_of(self._shape(is_wide=True), "wide")
         rares = f"[{', '.join(f'rare{number}' for number in range(len(runs)))}]"
-        self._lines = self._compile(
+        self._compile(
             self._shape(is_wide=False),
             unit=unit,
             all_plain=all_plain(notation.plain),

@@ -38,12 +38,12 @@ _SLOWLY = frozenset({"asctime", "created", "relativeCreated"})  # but a bare asc
 
 # In the loop: a record of which `rare` changes the line is rebuilt; traceback and stack come after any line.
 _REBUILD_SHOWN = """
-                    if not is_hidden(rare.keys()):
-                        add(layout._slowly(source, wire))
-                        continue"""
+if not is_hidden(rare.keys()):
+    add(layout._slowly(source, wire))
+    continue"""
 _APPEND = """
-                if rare is not nothing:
-                    line = appended(line[:-1], rare) + newline"""
+if rare is not nothing:
+    line = appended(line[:-1], rare) + newline"""
 
 
 class TextLayout(Layout):
@@ -105,13 +105,14 @@ class TextLayout(Layout):
             # A line may begin with a tab unless it begins with its date (_second sees to that) or with a literal.
             begins = self._places[0] if self._is_begun else shape[:1]
             is_exposed = is_safe and not any(piece is SECOND or isinstance(piece, str) for piece in begins)
-            self._lines = self._compile(
+            self._compile(
                 shape,
                 unit="milli",
                 all_plain=all_plain(PLAIN_TEXT) if is_safe else None,
                 escape=self._escape,
                 check_rare=_REBUILD_SHOWN,
-                finish=("line = at_margin(line)" if is_exposed else "") + _APPEND,
+                append_rare=_APPEND,
+                finish="line = at_margin(line)" if is_exposed else "",
                 names=names,
             )
 
@@ -159,7 +160,7 @@ class TextLayout(Layout):
         return shown
 
     def _site(self, source: Source, values: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
-        if self._lines is None:
+        if self._one_by_one is None:
             return ("",)
         values = {**self._defaults, **values}
         *texts, last = (joined(place, values) for place in self._places)

@@ -17,7 +17,7 @@ from aiofiles.os import wrap
 
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
-from aiolog.formatting import Format, whole_records
+from aiolog.formatting import Format, Lines, whole_records
 from aiolog.livefile import KEEPING, Keeping, LiveFile, Part
 from aiolog.sinks import SinkThread
 
@@ -124,7 +124,8 @@ class FileSink:
             texts = self._format(delivery.source, delivery.records)
             if delivery.notices:
                 texts = [*self._format(delivery.notice_source, delivery.notices), *texts]
-            parts.append(Part(delivery.session, delivery.first_seq - len(delivery.notices), texts))
+            joined = texts.joined if isinstance(texts, Lines) else ""
+            parts.append(Part(delivery.session, delivery.first_seq - len(delivery.notices), texts, joined))
         try:
             await self._thread.call(self._live.append, parts)
         except OSError:
