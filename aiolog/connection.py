@@ -18,6 +18,7 @@ from aiolog import crash
 from aiolog.errors import ProtocolError
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import (
+    ACK_BATCHES,
     FROM_CLIENT,
     MAX_HELLO_BYTES,
     SEQ_MAX,
@@ -89,6 +90,16 @@ class Counts:
         self.dropped = 0  # records that clients declared dropped
 
 
+class Intake(Protocol):
+    """What reads for a connection, and can be told not to."""
+
+    def pause_reading(self) -> None:
+        """Read nothing more."""
+
+    def resume_reading(self) -> None:
+        """Read on."""
+
+
 class Hub(Protocol):
     """What a connection needs of the server that it belongs to."""
 
@@ -115,6 +126,9 @@ class Hub(Protocol):
     def session(self, hello: Hello) -> Session | None:
         """Return the session that a HELLO continues or begins; None when there is no room for another."""
 
+    def take(self, transport: asyncio.Transport, connection: Connection) -> Intake:
+        """Return what reads for a connection from now on: its transport, or what reads for all of them."""
+
     def drop_notice(self, source: Source, dropped: int, since: Any, until: Any) -> WireRecord:
         """Make the record that says what a client had to drop between two moments."""
 
@@ -139,6 +153,7 @@ class Connection(asyncio.Protocol):
         self._definition_chars = 0
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
+        self._intake: Intake | None = None
         self._peer = "?"
         self._delivering = 0  # the bytes of the batch under way
         self._delivering_since = 0.0
@@ -148,7 +163,7 @@ class Connection(asyncio.Protocol):
         self._unread_since: float | None = None  # since when the client reads none of our acks
         self._parting_since: float | None = None
         self._acked_at = 0.0
-        self._unacked_bytes = 0  # delivered since then
+        self._unacked_bytes = self._unacked_batches = 0  # delivered since then
         self._ack_timer: asyncio.TimerHandle | None = None  # for an ack that is held
         self._successor: Connection | None = None
         self._ended = False  # the client sends nothing more
@@ -158,7 +173,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; refuse at once when the server is full."""
-        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._transport = self._intake = transport
         transport.set_write_buffer_limits(high=MAX_UNREAD_ACK_BYTES)
         peer = transport.get_extra_info("peername")
         self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a Unix socket"
@@ -173,12 +189,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; act on as many frames as may be acted on now."""
-        now = self._loop.time()
         if self._parting_since is not None:
             return  # read and forgotten, so that our last words are not reset away
+        self._heard_at = self._loop.time()
         if not self._decoder.buffered_bytes:
-            self._frame_since = now
-        self._heard_at = now
+            self._frame_since = self._heard_at
         self._decoder.feed(data)
         self._advance()
 
@@ -201,6 +216,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
         """Let go; a batch under way is committed all the same."""
         self._lost = True
+        if self._intake is not None and not self._paused:
+            self._intake.pause_reading()  # its descriptor is about to be somebody else's
         self._settle_ack()
         self._hold(self._delivering)
         if self._session is not None:
@@ -269,8 +286,10 @@ class Connection(asyncio.Protocol):
             self._refuse(error.code or Refusal.PROTOCOL, str(error))
         if self._ended and not self._delivering:
             self.part()
-        self._hold(self._delivering + (0 if self._lost else self._decoder.buffered_bytes))
-        self._pace()
+        buffered_bytes = 0 if self._lost else self._decoder.buffered_bytes
+        self._hold(self._delivering + buffered_bytes)
+        if buffered_bytes or self._paused or self._hub.held_bytes > self._hub.limits.max_inflight_bytes:
+            self._pace()
 
     def _hold(self, held_bytes: int) -> None:
         self._hub.held_bytes += held_bytes - self._held_bytes
@@ -278,23 +297,27 @@ class Connection(asyncio.Protocol):
 
     def _pace(self) -> None:
         """Stop reading while a frame waits, too much is held by all together, or acks are not read; go on else."""
-        if self._transport is None or self._lost:
+        if self._intake is None or self._lost:
             return
-        full = self._hub.held_bytes > self._hub.limits.max_inflight_bytes or self._unread_since is not None
-        stop = self._parting_since is None and ((bool(self._delivering) and self._decoder.has_frame()) or full)
+        stop = self._parting_since is None and (
+            self._unread_since is not None
+            or self._hub.held_bytes > self._hub.limits.max_inflight_bytes
+            or (self._delivering > 0 and self._decoder.has_frame())
+        )
         if stop and not self._paused:
-            self._transport.pause_reading()
+            self._intake.pause_reading()
         elif self._paused and not stop:
-            self._transport.resume_reading()
+            self._intake.resume_reading()
         self._paused = stop
 
     def _act(self, message: Any) -> None:
-        if self._session is None:
+        session = self._session
+        if session is None:
             if not isinstance(message, Hello):
                 raise ProtocolError(f"{type(message).__name__.upper()} came before HELLO")
             self._greet(message)
         elif isinstance(message, Batch):
-            self._take(self._session, message)
+            self._take(session, message)
         elif isinstance(message, Define):
             self._define(message)
         elif isinstance(message, Bye):
@@ -334,6 +357,10 @@ class Connection(asyncio.Protocol):
             before.yield_to(self)
 
     def _welcome(self, session: Session) -> None:
+        if self._transport is not None and not (self._ended or self._lost):
+            self._intake = self._hub.take(self._transport, self)
+            if self._paused and self._intake is not self._transport:
+                self._intake.pause_reading()  # as the transport is, while a frame waits for an older connection
         limits = self._hub.limits
         self._send(
             encode(Welcome(VERSION, self._hub.store, session.last_seq, limits.window_bytes, self._hub.durability))
@@ -391,21 +418,21 @@ class Connection(asyncio.Protocol):
 
     def _take(self, session: Session, batch: Batch) -> None:
         """Deliver what is new in a batch; ack what is not."""
-        if not (0 < batch.first_seq <= SEQ_MAX and batch.count >= 0 and 0 <= batch.dropped < batch.first_seq):
+        first_seq, count, declared, _, payload = batch
+        if not (0 < first_seq <= SEQ_MAX and count >= 0 and 0 <= declared < first_seq):
             raise ProtocolError("a BATCH carries impossible numbers")
-        counts = self._hub.counts
-        if batch.first_seq - batch.dropped - 1 > session.last_seq:
+        gap = first_seq - 1 - session.last_seq  # below 0 where records came before
+        if gap > declared:
             raise ProtocolError(
-                f"a BATCH begins at {batch.first_seq} after {batch.dropped} dropped; the last was {session.last_seq}"
+                f"a BATCH begins at {first_seq} after {declared} dropped; the last was {session.last_seq}"
             )
         records = unpack_records(batch)
+        counts = self._hub.counts
         counts.batches += 1
-        last_seq = batch.first_seq + batch.count - 1
-        dropped = max(0, batch.first_seq - 1 - session.last_seq)
-        seen = session.last_seq - batch.first_seq + 1
-        if seen > 0:
-            counts.duplicates += min(seen, batch.count)
-            records = records[seen:]
+        if gap < 0:
+            counts.duplicates += min(-gap, count)
+            records = records[-gap:]
+        dropped = max(0, gap)
         if not records and not dropped:
             self._ack(session)
             return
@@ -416,10 +443,11 @@ class Connection(asyncio.Protocol):
             notices = (self._hub.drop_notice(self._source, dropped, session.last_created, until),)
         if records:
             session.last_created = created(records[-1])
+        last_seq = first_seq + count - 1
         counts.records += len(records)
-        counts.received_bytes += len(batch.payload)
-        self._delivering = max(1, len(batch.payload))
-        self._delivering_since = self._loop.time()
+        counts.received_bytes += len(payload)
+        self._delivering = len(payload)
+        self._delivering_since = self._heard_at
         self._hub.fanout.deliver(
             Delivery(
                 self._source,
@@ -429,7 +457,7 @@ class Connection(asyncio.Protocol):
                 dropped=dropped,
                 notices=notices,
                 notice_source=self._hub.own_source,
-                size_bytes=len(batch.payload),
+                size_bytes=len(payload),
                 on_delivered=lambda: self._delivered(session, last_seq),
             )
         )
@@ -437,6 +465,7 @@ class Connection(asyncio.Protocol):
     def _delivered(self, session: Session, last_seq: int) -> None:
         """Ack a batch that every ``block`` sink has committed, and go on."""
         self._unacked_bytes += self._delivering
+        self._unacked_batches += 1
         self._delivering = 0
         session.last_seq = last_seq
         crash.point("before_ack")
@@ -445,15 +474,21 @@ class Connection(asyncio.Protocol):
             return
         now = self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
         ack_at = self._acked_at + self._hub.ack_hold_seconds
-        if now >= ack_at or self._unacked_bytes >= min(ACK_BYTES, self._hub.limits.window_bytes // 4):
+        if (
+            now >= ack_at
+            or self._unacked_batches >= ACK_BATCHES
+            or self._unacked_bytes >= min(ACK_BYTES, self._hub.limits.window_bytes // 4)
+        ):
             self._ack(session)
         elif self._ack_timer is None:
             self._ack_timer = self._loop.call_at(ack_at, self._ack, session)
         if self._parting_since is not None:
             self._farewell()
         else:
-            # Not from here: the lane that called has other deliveries to tell of first.
-            self._loop.call_soon(self._advance)
+            self._hold(0 if self._lost else self._decoder.buffered_bytes)
+            if self._paused or self._ended or self._decoder.buffered_bytes:
+                # Not from here: the lane that called has other deliveries to tell of first.
+                self._loop.call_soon(self._advance)
 
     def _settle_ack(self) -> None:
         """Send an ack that waits, while the session is ours."""
@@ -469,7 +504,7 @@ class Connection(asyncio.Protocol):
             self._ack_timer.cancel()
             self._ack_timer = None
         self._acked_at = self._loop.time()
-        self._unacked_bytes = 0
+        self._unacked_bytes = self._unacked_batches = 0
         self._send(encode(Ack(session.last_seq)))
         crash.point("after_ack")
 
@@ -508,9 +543,9 @@ class Connection(asyncio.Protocol):
         self._parting_since = self._loop.time()  # it has from now on to read them
         if self._transport is None or self._lost:
             return
-        if self._paused:
+        if self._paused and self._intake is not None:
             self._paused = False
-            self._transport.resume_reading()
+            self._intake.resume_reading()
         if self._ended:
             self._transport.close()  # when all is written
         elif self._transport.can_write_eof():

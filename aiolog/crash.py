@@ -43,7 +43,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def point(name: str) -> None:
-    """Die here, if this is the moment that the environment names."""
+def _point(name: str) -> None:
     if is_due(name):
         die()
+
+
+point: Callable[[str], object] = _point if _left else _never
+"""Die here, if this is the moment that the environment names."""

@@ -12,18 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from aiolog.errors import ConfigError, reason
 from aiolog.record import Source, WireRecord
 from aiolog.report import Report
 
-# A write costs nearly the same for one batch as for a hundred. So a batch waits a moment for company, as clients that
-# were acked together send together; and from one write to the next there is some time, as many clients never align.
-COMPANY_SECONDS = 0.001
-GATHER_SECONDS = 0.003
-GATHER_BYTES = 64 << 10  # with so much waiting, more saves nothing: a batch of a client in a hurry
 RETRY_SECONDS = 0.1  # the first pause after a write that failed: a full disk is often cleared by hand
 MAX_RETRY_SECONDS = 1.0  # the longest: within it everything goes on when there is room again
 
@@ -82,6 +77,44 @@ class Delivery:
             on_delivered()
 
 
+class Commit:
+    """A write under way in another thread: what :meth:`Sink.write` may return, so that nobody need wake up for its end.
+
+    Who writes calls :meth:`end` in that thread. What is to come ``then`` is called on the event loop: by
+    :meth:`settle`, which the loop calls itself as soon as it is awake, and anybody before.
+    """
+
+    __slots__ = ("_error", "_is_done", "_loop", "then")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._is_done = False
+        self._error: BaseException | None = None
+        self.then: Callable[[BaseException | None], None] | None = None
+
+    def end(self, error: BaseException | None) -> None:
+        """Note the end, with what was raised; called in the other thread, last of all."""
+        self._error = error
+        self._is_done = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self.settle)
+
+    def settle(self) -> None:
+        """Go on with what comes then, if the end has come and nobody has yet."""
+        if self._is_done and self.then is not None:
+            then, self.then = self.then, None
+            then(self._error)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Wait for the end. Raises what the write raised."""
+        ended = self._loop.create_future()
+        self.then = lambda error: None if ended.done() else ended.set_result(error)
+        self.settle()
+        error = yield from ended
+        if error is not None:
+            raise error
+
+
 class Sink(Protocol):
     """Where records end up. One lane calls it, one call at a time."""
 
@@ -90,11 +123,11 @@ class Sink(Protocol):
     async def open(self) -> None:
         """Make ready to write. Raises ConfigError, with a sentence for people, when that cannot be."""
 
-    async def write(self, group: Sequence[Delivery]) -> None:
+    def write(self, group: Sequence[Delivery]) -> Awaitable[None]:
         """Commit all records of the group, in order, at the sink's durability.
 
-        Raises OSError when that failed: the lane comes again with the same group, and the sink sees to it that
-        nothing of it stands twice.
+        What it returns raises OSError when that failed: the lane comes again with the same group, and the sink sees
+        to it that nothing of it stands twice.
         """
 
     def mark(self, session: bytes) -> int | None:
@@ -133,25 +166,16 @@ class Missed:
 
 
 class Lane:
-    """One sink, what waits for it, and the task that feeds it.
+    """One sink, what waits for it, and what is being written.
 
     ``when_full="block"``: deliveries wait here until they are committed; they are bounded by one batch a connection.
     ``"drop_newest"``: at most ``buffer_bytes`` wait; what does not fit is dropped, counted in ``dropped_records``,
     and waits in ``untold`` until the server says it.
 
-    A write begins ``company_seconds`` after the first delivery for it, and ``gather_seconds`` after the last began.
+    Whatever is offered in one turn of the event loop, or while a write is under way, is written together.
     """
 
-    def __init__(
-        self,
-        sink: Sink,
-        *,
-        when_full: str,
-        buffer_bytes: int,
-        report: Report,
-        company_seconds: float = COMPANY_SECONDS,
-        gather_seconds: float = GATHER_SECONDS,
-    ) -> None:
+    def __init__(self, sink: Sink, *, when_full: str, buffer_bytes: int, report: Report) -> None:
         self.sink = sink
         self.blocks = when_full == "block"
         self.failing = False
@@ -163,22 +187,20 @@ class Lane:
         self._report = report
         self._queue: list[Delivery] = []
         self._queued_bytes = 0
-        self._company_seconds = company_seconds
-        self._gather_seconds = gather_seconds
-        self._loop: asyncio.AbstractEventLoop
-        self._due = 0.0  # the moment, on the loop's clock, when little may be written again
-        self._timer: asyncio.TimerHandle | None = None  # for what waits until then
-        self._writing: list[Delivery] = []
-        self._work = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it is open
+        self._call: asyncio.Handle | None = None  # of the next step, when it is due
+        self._group: Sequence[Delivery] = ()  # what is being written
+        self._writing: Sequence[Delivery] = ()  # what is committed when that is written
+        self._write: Commit | asyncio.Future[None] | None = None
+        self._pause_seconds = RETRY_SECONDS
         self._rest = asyncio.Event()  # nothing waits and nothing is being written
         self._rest.set()
-        self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the sink and start the task. Raises ConfigError as the sink does."""
+        """Open the sink and begin to write. Raises ConfigError as the sink does."""
         await self.sink.open()
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(self._run(), name=f"lane {self.sink.name}")
+        self._go_on()
 
     def offer(self, delivery: Delivery) -> None:
         """Take a delivery, or drop it when this lane may and is full. Never waits."""
@@ -189,15 +211,14 @@ class Lane:
             return
         self._queued_bytes += size
         self._queue.append(delivery)
-        self._rest.clear()
-        self._call()
+        if not self._group:
+            self._rest.clear()
+            self._call_soon()
 
-    def _call(self) -> None:
-        """Set the task to work on the queue: now, or when it is due."""
-        if self._queued_bytes >= GATHER_BYTES or self._task is None:
-            self._work.set()
-        elif self._timer is None:
-            self._timer = self._loop.call_at(max(self._due, self._loop.time() + self._company_seconds), self._work.set)
+    def _call_soon(self) -> None:
+        """See that the next group begins when all that comes in this turn of the loop is here."""
+        if self._call is None and self._loop is not None:
+            self._call = self._loop.call_soon(self._begin)
 
     def _miss(self, delivery: Delivery) -> None:
         """Count a delivery that is dropped."""
@@ -216,61 +237,83 @@ class Lane:
         await self._rest.wait()
 
     async def close(self) -> list[Delivery]:
-        """Stop the task and close the sink; returns what was taken and not committed."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        """Write no more and close the sink; returns what was taken and not committed."""
+        was_open, self._loop = self._loop is not None, None
+        if self._call is not None:
+            self._call.cancel()
+        if isinstance(self._write, Commit):
+            self._write.then = None
+        elif self._write is not None:
+            self._write.cancel()
+            await asyncio.wait([self._write])
+        if was_open:
             await self.sink.close()
-        return self._writing + self._queue
-
-    async def _run(self) -> None:
-        while True:
-            await self._work.wait()
-            self._begin()
-            group, self._queue, self._queued_bytes = self._queue, [], 0
-            self._writing = group
-            await self._commit(group)
-            self._writing = []
-            self._finish(group)
-            if not self._queue:
-                self._rest.set()
+        return [*self._writing, *self._queue]
 
     def _begin(self) -> None:
-        """Take the call to work, and say when the next one may come."""
-        self._work.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._due = self._loop.time() + self._gather_seconds
+        """Take what waits, and write it."""
+        self._call = None
+        group, self._queue, self._queued_bytes = self._queue, [], 0
+        self._commit(group, group)
 
-    def _finish(self, group: Sequence[Delivery]) -> None:
-        """Count deliveries as committed."""
-        for delivery in group:
+    def _commit(self, group: Sequence[Delivery], writing: Sequence[Delivery]) -> None:
+        """Write a group, again and again until the sink takes it: ``writing`` is committed then and not before."""
+        self._group, self._writing = group, writing
+        self._try()
+
+    def _try(self) -> None:
+        self._call = None
+        try:
+            write = self.sink.write(self._group)
+        except Exception as error:  # noqa: BLE001 - as for what it returns
+            self._written(error)
+            return
+        if isinstance(write, Commit):
+            self._write = write
+            write.then = self._written
+        else:
+            self._write = asyncio.ensure_future(write)
+            self._write.add_done_callback(self._ended)
+
+    def _ended(self, write: asyncio.Future[None]) -> None:
+        self._written(None if write.cancelled() else write.exception())
+
+    def settle(self) -> None:
+        """Go on at once where a write has ended."""
+        if isinstance(self._write, Commit):
+            self._write.settle()
+
+    def _written(self, error: BaseException | None) -> None:
+        if self._loop is None:
+            return  # it was closed
+        self._write = None
+        if error is not None:  # whatever it is, the group is not written, and must not be lost
+            self.failing = True
+            self.failures += 1
+            self._report(f"write {self.sink.name}", f"sink {self.sink.name} cannot write: {_trouble(error)}")
+            self._call = self._loop.call_later(self._pause_seconds, self._try)
+            self._pause_seconds = min(self._pause_seconds * 2, MAX_RETRY_SECONDS)
+            return
+        self._pause_seconds = RETRY_SECONDS
+        if self.failing:
+            self.failing = False
+            self._report(f"recovered {self.sink.name}", f"sink {self.sink.name} writes again")
+        writing, self._group, self._writing = self._writing, (), ()
+        for delivery in writing:
             self.written_records += len(delivery.records)
             if self.blocks:
                 delivery.committed()
+        self._go_on()
 
-    async def _commit(self, group: list[Delivery]) -> None:
-        """Write the group, again and again until the sink takes it: it is acked then and not before."""
-        pause = RETRY_SECONDS
-        while True:
-            try:
-                await self.sink.write(group)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the group is not written, and must not be lost
-                self.failing = True
-                self.failures += 1
-                self._report(f"write {self.sink.name}", f"sink {self.sink.name} cannot write: {_trouble(error)}")
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, MAX_RETRY_SECONDS)
-            else:
-                if self.failing:
-                    self.failing = False
-                    self._report(f"recovered {self.sink.name}", f"sink {self.sink.name} writes again")
-                return
+    def _go_on(self) -> None:
+        """Write what has come meanwhile, or rest."""
+        if self._queue:
+            self._call_soon()
+        else:
+            self._rest.set()
 
 
-def _trouble(error: Exception) -> str:
+def _trouble(error: BaseException) -> str:
     """Say what is wrong and what to do; clients keep their records meanwhile."""
     if isinstance(error, OSError):
         what, todo = reason(error), "Make room, or mend the permissions"
@@ -304,11 +347,16 @@ class Fanout:
         if self._held is not None:
             self._held.append(delivery)
             return
-        lanes = self.lanes.values()
-        delivery.waits_for = 1 + sum(lane.blocks for lane in lanes)
-        for lane in lanes:
+        delivery.waits_for = 1  # so that it is not done before it was offered to all
+        for lane in self.lanes.values():
+            delivery.waits_for += lane.blocks
             lane.offer(delivery)
-        delivery.committed()  # the 1 above: so that it is not done before it was offered to all
+        delivery.committed()
+
+    def settle(self) -> None:
+        """Go on at once where a write has ended in another thread."""
+        for lane in list(self.lanes.values()):
+            lane.settle()
 
     def marks(self, session: bytes) -> dict[str, int | None]:
         """Return what the sink of each ``block`` lane remembers of a session: its last seq, or None without one."""

@@ -256,12 +256,17 @@ class Ledger:
 
     def apply(self, entry: Entry, texts: int | None = None) -> int:
         """Count an entry as written, or only its first ``texts`` texts; returns how many records that leaves out."""
+        if texts is None:
+            for session, first_seq, records, _ in entry.runs:
+                if records:
+                    self._advance(session, first_seq + records - 1, entry.time)
+            self._drop(entry.forgotten)
+            return 0
         left = 0
         for run in entry.runs:
             # What comes after a run that is not whole was not written either, even if it has no texts.
-            last_seq = run.last_seq if texts is None else run.first_seq - 1 if left else run.seq_of(texts)
-            if texts is not None:
-                texts -= min(texts, run.texts)
+            last_seq = run.first_seq - 1 if left else run.seq_of(texts)
+            texts -= min(texts, run.texts)
             left += run.last_seq - last_seq
             if last_seq >= run.first_seq:
                 self._advance(run.session, last_seq, entry.time)

@@ -117,6 +117,7 @@ class LiveFile:
         )
         self.backups = Backups(path, keeping.retention, keeping.compress, backups_thread, clock=clock, warn=warn)
         self.path = path
+        self._name = str(path)  # for what is asked before every group: a Path makes its text anew
         self._rotation = keeping.rotation
         self._is_one_of_many = keeping.is_one_of_many
         self._whole_records = whole_records
@@ -342,7 +343,7 @@ class LiveFile:
     def _prepare(self, now: float) -> None:
         """See that the descriptor is the live file, whole, and fit to be written to. Raises ``OSError``."""
         self._cut_back()
-        status = os.fstat(self._descriptor)
+        status, is_live = self._look_up()
         if status.st_size < self._size:
             self._settled = False
             self._warn(
@@ -350,7 +351,7 @@ class LiveFile:
                 "be lost: have logrotate rename the file (no copytruncate), or let aiolog rotate it."
             )
         self._size = status.st_size
-        if not self._is_live(status):
+        if not is_live:
             self._reopen(status, now)
         if self._suspicious:
             self._replace(now)
@@ -443,14 +444,18 @@ class LiveFile:
                 self._warn(f"closing {self.path} failed: {reason(error)}.")
             self._descriptor = -1
 
-    def _is_live(self, status: os.stat_result) -> bool:
+    def _look_up(self) -> tuple[os.stat_result, bool]:
+        """Return the status of the file that we write to, and whether that is the one at our path."""
         try:
-            there = os.lstat(self.path)
+            there = os.lstat(self._name)
         except FileNotFoundError:
-            return False
-        except OSError:
-            return status.st_nlink > 0  # no answer is no reason to leave a file that can be written, and be read
-        return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
+            return os.fstat(self._descriptor), False
+        except OSError:  # no answer is no reason to leave a file that can be written, and be read
+            status = os.fstat(self._descriptor)
+            return status, status.st_nlink > 0
+        if (there.st_dev, there.st_ino) == self.backups.live:
+            return there, True
+        return os.fstat(self._descriptor), False
 
     def _reopen(self, status: os.stat_result, now: float) -> None:
         """Begin a new live file after somebody moved ours away, as logrotate does.

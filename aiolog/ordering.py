@@ -10,13 +10,12 @@ lanes; knows no sink and no format.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from aiolog.fanout import COMPANY_SECONDS, GATHER_SECONDS, Delivery, Lane, Sink
+from aiolog.fanout import Delivery, Lane, Sink
 from aiolog.record import SECOND_NS
 from aiolog.report import Report
 
@@ -141,17 +140,8 @@ class OrderedLane(Lane):
         report: Report,
         window_seconds: float,
         clock: Callable[[], float],
-        company_seconds: float = COMPANY_SECONDS,
-        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
-        super().__init__(
-            sink,
-            when_full=when_full,
-            buffer_bytes=buffer_bytes,
-            report=report,
-            company_seconds=company_seconds,
-            gather_seconds=gather_seconds,
-        )
+        super().__init__(sink, when_full=when_full, buffer_bytes=buffer_bytes, report=report)
         self._order = TimeOrder(window_seconds)
         self._window_seconds = window_seconds
         self._clock = clock
@@ -160,7 +150,8 @@ class OrderedLane(Lane):
     def hurry(self) -> None:
         """Let nothing wait for its time any more."""
         self._draining = True
-        self._work.set()
+        if not self._group and (self._queue or self._order.left):
+            self._wait(0.0)
 
     async def drain(self) -> None:
         """Wait until everything taken is committed; nothing waits for its time any more."""
@@ -170,30 +161,38 @@ class OrderedLane(Lane):
     async def close(self) -> list[Delivery]:
         """Stop the task and close the sink; returns what was taken and not wholly committed."""
         await super().close()
-        return self._writing + self._order.left + self._queue
+        return [*self._writing, *self._order.left, *self._queue]
 
-    async def _run(self) -> None:
-        done: list[Delivery] = []
-        while True:
+    def _begin(self) -> None:
+        self._call = None
+        now = self._clock()
+        group, self._queue, self._queued_bytes = self._queue, [], 0
+        for delivery in group:
+            self._order.add(delivery, now)
+        # Nothing else bounds what a lane holds that no ack waits for; rather out of order than dropped.
+        is_full = not self.blocks and self._order.size_bytes > self._buffer_bytes
+        slices, done = self._order.take(now, everything=self._draining or is_full)
+        if slices:
+            self._commit(slices, done)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._queue and self._order.left:
             # The clock may be set meanwhile: nobody waits longer than the window for that.
             seconds = min(max(0.0, self._order.next_at() - self._clock()), self._window_seconds)
-            try:
-                async with asyncio.timeout(None if not self._order.left else seconds):
-                    await self._work.wait()
-            except TimeoutError:
-                pass
-            self._begin()
-            now = self._clock()
-            group, self._queue, self._queued_bytes = self._queue, [], 0
-            for delivery in group:
-                self._order.add(delivery, now)
-            # Nothing else bounds what a lane holds that no ack waits for; rather out of order than dropped.
-            is_full = not self.blocks and self._order.size_bytes > self._buffer_bytes
-            slices, done = self._order.take(now, everything=self._draining or is_full)
-            if slices:
-                self._writing = done
-                await self._commit(slices)
-                self._writing = []
-                self._finish(done)
-            if not self._queue and not self._order.left:
-                self._rest.set()
+            self._wait(0.0 if self._draining else seconds)
+        else:
+            super()._go_on()
+
+    def _call_soon(self) -> None:
+        if self._call is not None:  # for what waits for its time
+            self._call.cancel()
+            self._call = None
+        super()._call_soon()
+
+    def _wait(self, seconds: float) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        if self._loop is not None:
+            self._call = self._loop.call_later(seconds, self._begin)

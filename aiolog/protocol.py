@@ -24,7 +24,8 @@ type  message  fields
 4     BYE      none: the session is complete and will not be continued
 16    WELCOME  version, store, last_seq, window_bytes, durability
 17    ACK      seq: every record up to this one is delivered, at the durability that WELCOME named. May be held for
-               ACK_HOLD_SECONDS while little is unacked, so that one tells of many batches; a heartbeat is acked at once
+               ACK_HOLD_SECONDS while little is unacked, fewer than ACK_BATCHES, so that one tells of many batches; a
+               heartbeat is acked at once
 18    BUSY     none: alive, still writing; restart the timer, do not send again
 19    REFUSE   code, text: the connection closes; ``code`` is a :class:`Refusal`, ``text`` is for people
 ====  =======  ==============================================================================================
@@ -88,7 +89,11 @@ MAX_ARRAY_LEN = 2_048
 MAX_MAP_LEN = 2_048  # labels and nested extras; the handler sends at most 1,000 values in one record
 BATCH_BYTES = 64 << 10  # where a client cuts a batch: larger ones save nothing that we could measure
 DEFINE_BYTES = 64 << 10
-ACK_HOLD_SECONDS = 0.05  # half of what block_timeout_seconds is by default
+# Clients send at a beat: what is logged between two shares one frame and its system calls. It is that of the monotonic
+# clock, which all processes of a machine share, so that the server reads, commits and acks for all of them together.
+BEAT_SECONDS = 0.007
+ACK_HOLD_SECONDS = 0.5  # a tenth of what a client waits for a sign of life; who cannot wait asks with a heartbeat
+ACK_BATCHES = 8  # so many are acked at once: half of what a client has under way before it waits
 # One byte can become an object of 75 (an empty map; our measurement, 2026-11-23). A frame that is larger than a client
 # sends without one large record in it is therefore counted; its arrays and maps may be as many as 64 KiB could hold.
 COUNTED_BYTES = 2 * BATCH_BYTES
@@ -177,18 +182,18 @@ Message: TypeAlias = Hello | Define | Batch | Bye | Welcome | Ack | Busy | Refus
 
 _NUMBER = (int, float)
 # For each type of message: its class, and what its fields must be. (bool passes for int, and does no harm.)
-_Form: TypeAlias = tuple[type[Any], tuple[Any, ...]]
+_Form: TypeAlias = tuple[type[Any], list[Any]]
 FROM_CLIENT: Mapping[int, _Form] = {
-    1: (Hello, (int, bytes, int, (str, type(None)), str, str, dict, _NUMBER, str, int)),
-    2: (Define, ((list, tuple),)),
-    3: (Batch, (int, int, int, int, bytes)),
-    4: (Bye, ()),
+    1: (Hello, [int, bytes, int, (str, type(None)), str, str, dict, _NUMBER, str, int]),
+    2: (Define, [(list, tuple)]),
+    3: (Batch, [int, int, int, int, bytes]),
+    4: (Bye, []),
 }
 FROM_SERVER: Mapping[int, _Form] = {
-    16: (Welcome, (int, str, int, int, str)),
-    17: (Ack, (int,)),
-    18: (Busy, ()),
-    19: (Refuse, (int, str)),
+    16: (Welcome, [int, str, int, int, str]),
+    17: (Ack, [int]),
+    18: (Busy, []),
+    19: (Refuse, [int, str]),
 }
 _TYPE_OF = {form[0]: number for forms in (FROM_CLIENT, FROM_SERVER) for number, form in forms.items()}
 
@@ -292,29 +297,30 @@ class Decoder:
 
     def __init__(self, forms: Mapping[int, _Form], max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self.buffered_bytes = 0  # fed and not yet given out: 0 between frames
         self._forms = forms
-        self._buffer = bytearray()
-        self._start = 0
-
-    @property
-    def buffered_bytes(self) -> int:
-        """The bytes fed and not yet given out: 0 between frames."""
-        return len(self._buffer) - self._start
+        self._rest: bytes | bytearray = b""  # what was fed last, or where a frame is not complete, all of it
+        self._start = 0  # of what is not yet given out
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
-        if self._start:
-            del self._buffer[: self._start]
+        if not self.buffered_bytes:  # everyday reads are whole frames: nothing is copied
+            self._rest = data
             self._start = 0
-        self._buffer += data
+        else:
+            if isinstance(self._rest, bytes):
+                self._rest = bytearray(self._rest)
+            del self._rest[: self._start]
+            self._start = 0
+            self._rest += data
+        self.buffered_bytes += len(data)
 
     def has_frame(self) -> bool:
         """Whether :meth:`next` would return a message, or raise, without more bytes."""
-        available = len(self._buffer) - self._start
-        if available < _LENGTH.size:
+        if self.buffered_bytes < _LENGTH.size:
             return False
-        length: int = _LENGTH.unpack_from(self._buffer, self._start)[0]
-        return length > self.max_frame_bytes or available >= _LENGTH.size + length
+        length: int = _LENGTH.unpack_from(self._rest, self._start)[0]
+        return length > self.max_frame_bytes or self.buffered_bytes >= _LENGTH.size + length
 
     def next(self) -> Any:
         """Return the next message, or None when it is not complete.
@@ -322,21 +328,21 @@ class Decoder:
         Raises ProtocolError for a frame that is too long, is no msgpack, or is no message of this direction. The
         text says what came, and what to do.
         """
-        buffer, start = self._buffer, self._start
-        available = len(buffer) - start
-        if available < _LENGTH.size:
+        if self.buffered_bytes < _LENGTH.size:
             return None
-        (length,) = _LENGTH.unpack_from(buffer, start)
+        rest, start = self._rest, self._start
+        (length,) = _LENGTH.unpack_from(rest, start)
         if length > self.max_frame_bytes:
-            raise ProtocolError(_explain_length(bytes(buffer[start : start + 8]), length, self.max_frame_bytes), 1)
-        end = start + _LENGTH.size + length
-        if len(buffer) < end:
+            raise ProtocolError(_explain_length(bytes(rest[start : start + 8]), length, self.max_frame_bytes), 1)
+        left_bytes = self.buffered_bytes - _LENGTH.size - length
+        if left_bytes < 0:
             return None
-        body = bytes(memoryview(buffer)[start + _LENGTH.size : end])
-        self._start = end
-        if end == len(buffer):  # an idle connection holds nothing
-            buffer.clear()
-            self._start = 0
+        begin = start + _LENGTH.size
+        body = rest[begin : begin + length]
+        self.buffered_bytes = left_bytes
+        self._start = begin + length
+        if not left_bytes:  # an idle connection holds nothing
+            self._rest = b""
         if body[:1] in (b"}", b"\x80") and body[-1:] == b".":
             raise ProtocolError(
                 "the standard SocketHandler's pickles came, which this server never loads; "
@@ -352,6 +358,9 @@ class Decoder:
         if form is None:
             raise ProtocolError(f"a frame has the unknown type {fields[0]}", Refusal.PROTOCOL)
         make, kinds = form
+        values = fields[1:]
+        if list(map(type, values)) == kinds:  # everyday messages, in one look
+            return make._make(values)
         name = make.__name__.upper()
         if len(fields) != len(kinds) + 1:
             raise ProtocolError(f"{name} has {len(fields) - 1} fields instead of {len(kinds)}", Refusal.PROTOCOL)
@@ -360,7 +369,7 @@ class Decoder:
                 raise ProtocolError(
                     f"the field {make._fields[index - 1]} of {name} is of the wrong type", Refusal.PROTOCOL
                 )
-        return make(*fields[1:])
+        return make._make(values)
 
 
 def _explain_length(head: bytes, length: int, limit: int) -> str:

@@ -25,7 +25,9 @@ from aiolog import crash
 from aiolog.backlog import Backlog
 from aiolog.errors import ProtocolError
 from aiolog.protocol import (
+    ACK_BATCHES,
     ACK_HOLD_SECONDS,
+    BEAT_SECONDS,
     FROM_SERVER,
     SESSION_BYTES,
     Ack,
@@ -50,9 +52,6 @@ REFUSED_PAUSE_SECONDS = 10.0  # after a refusal that trying again soon will not 
 LASTING_REFUSALS = (Refusal.VERSION, Refusal.TOKEN)
 PATH_FAULTS = 5  # a path that changes bytes breaks the protocol a few times; a client that is wrong always does
 FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
-# Records leave at a beat: what is logged between two shares one frame and its system calls, and as all processes of a
-# machine have one clock, one commit with theirs. The first record after a pause leaves at once.
-BEAT_SECONDS = 0.006
 BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
@@ -149,6 +148,7 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._serving: threading.Thread | None = None  # the last of them that came to serve
         self._wakers: tuple[socket.socket, socket.socket] | None = None
+        self._beat: Any = None  # a lock that nobody holds to protect anything: the thread waits on it for its time
         self._selector: selectors.BaseSelector | None = None
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
         self.asleep = False
@@ -197,7 +197,9 @@ class Sender:
         began = monotonic()
         self._hurry()
         while self.backlog.is_over and not self._stalled:
-            since = began if self._idle else self._progress_at + ACK_HOLD_SECONDS
+            # Since we ask, no ack is held; but one that is long overdue was not held before either.
+            held_until = min(began, self._progress_at + ACK_HOLD_SECONDS)
+            since = began if self._idle else max(self._progress_at, held_until)
             if monotonic() - since > self._endpoint.block_timeout_seconds:
                 self._stalled = True
                 return
@@ -279,7 +281,7 @@ class Sender:
         settled = self.flush(timeout, insist=False)
         self.stopping = True
         self._linger_seconds = 0.0
-        self.wake()
+        self._hurry()
         if thread is not None and not self._is_current() and settled:
             # Other threads may go on logging here, while dictConfig closes this handler, say: that keeps the thread.
             while thread.is_alive() and not self._linger_seconds and monotonic() < deadline:
@@ -298,6 +300,10 @@ class Sender:
     def _hurry(self) -> None:
         self._hurried = True
         self.wake()
+        beat = self._beat
+        if beat is not None:
+            with contextlib.suppress(RuntimeError):  # it does not wait there
+                beat.release()
 
     def wake(self) -> None:
         """Have the thread look for records, where it is :attr:`asleep`."""
@@ -352,6 +358,8 @@ class Sender:
             for waker in wakers:
                 waker.settimeout(0)
             self._wakers = wakers
+            self._beat = threading.Lock()
+            self._beat.acquire()
             with selectors.DefaultSelector() as selector:
                 self._selector = selector
                 selector.register(self._wakers[0], selectors.EVENT_READ)
@@ -501,8 +509,10 @@ class Sender:
             if silent_seconds > 2 * heartbeat_seconds:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
             silence_limit = self._silence_seconds(heartbeat_seconds)
-            if now - link.sent_at >= silence_limit and not link.outgoing:
+            asks = now - link.sent_at >= silence_limit or min(silent_seconds, now - link.asked_at) >= heartbeat_seconds
+            if asks and not link.outgoing:
                 self._hurried = False
+                link.asked_at = now
                 link.outgoing = memoryview(backlog.heartbeat())
                 continue
             needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
@@ -513,12 +523,18 @@ class Sender:
             due = 2 * heartbeat_seconds - silent_seconds if blocked else link.sent_at + silence_limit - now
             seconds = _left(deadline, max(0.0, due))
             # The beat or an ack wakes this thread, so those who put records need not: no system call for them.
-            waits_for_ack = blocked or not backlog.has_room(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES
-            if waits_for_ack or (now < link.due and not self._hurried and (link.is_busy or backlog.has_unsent)):
+            if blocked or not backlog.has_room(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
                 if self._idle:
                     self._owe()
-                limit = heartbeat_seconds if waits_for_ack else link.due - now
-                events = self._drain(selector.select(min(seconds, limit)))
+                events = self._drain(selector.select(min(seconds, heartbeat_seconds)))
+            elif now < link.due and not self._hurried and (link.is_busy or backlog.has_unsent):
+                if self._idle:
+                    self._owe()
+                # To the microsecond, which a selector does not: all processes of the machine send together.
+                self._beat.acquire(timeout=min(seconds, link.due - now))
+                if backlog.under_way >= ACK_BATCHES or silent_seconds >= heartbeat_seconds:
+                    self._receive(link)
+                continue
             else:
                 events = self._sleep(selector, seconds)
             for _, mask in events:
@@ -530,7 +546,7 @@ class Sender:
         backlog = self.backlog
         while True:
             if not link.outgoing:
-                if self._gathers(link) and backlog.unsent_bytes < COALESCE_BYTES:
+                if not backlog.has_unsent or (self._gathers(link) and backlog.unsent_bytes < COALESCE_BYTES):
                     return False
                 frame = backlog.next_frame(link.window_bytes)
                 if frame is None:
@@ -651,6 +667,7 @@ class _Connection:
     """What one connection needs to remember."""
 
     __slots__ = (
+        "asked_at",
         "cut_at",
         "decoder",
         "defined",
@@ -670,6 +687,7 @@ class _Connection:
         self.defined = 0  # how many definitions this connection has carried
         self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
         self.sent_at = monotonic()
+        self.asked_at = 0.0  # when an ack was last asked for, by a heartbeat
         self.due = 0.0  # when little may be sent again
         self.cut_at = 0.0  # when the last frame was made
         self.is_busy = False  # it came soon after the one before, so the next beat will find records too

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from aiolog.connection import Connection, Counts, Limits, Session, created
+from aiolog.connection import Connection, Counts, Intake, Limits, Session, created
 from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import ACK_HOLD_SECONDS, SESSION_BYTES, Hello
+from aiolog.reading import READS_TOGETHER, Reader
 from aiolog.record import Site, Source, Thread, WireRecord
 from aiolog.report import Report
 
@@ -67,6 +68,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()  # no connection is left
+        self._reader: Reader | None = None
 
     # -- start and end
 
@@ -76,6 +78,7 @@ class Server:
         Raises ConfigError when an address cannot be used.
         """
         loop = asyncio.get_running_loop()
+        self._reader = Reader(loop, self.fanout.settle) if READS_TOGETHER else None
         try:
             listener = await loop.create_server(lambda: Connection(self, loop), host, port, backlog=1024)
         except OSError as error:
@@ -125,6 +128,9 @@ class Server:
                 await self._sweeper
         for connection in list(self.connections):
             connection.abort()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     async def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         told_at = loop.time()
@@ -237,6 +243,12 @@ class Server:
             return False
         del self.sessions[min(idle)[1]]
         return True
+
+    def take(self, transport: asyncio.Transport, connection: Connection) -> Intake:
+        """Return what reads for a connection from now on: its transport, or what reads for all of them."""
+        if self._reader is None or transport.get_extra_info("socket") is None:
+            return transport
+        return self._reader.take(transport, connection)
 
     def drop_notice(self, source: Source, dropped: int, since: Any, until: Any) -> WireRecord:
         """Make the record that says what a client had to drop between two moments (``created`` of records).

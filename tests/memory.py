@@ -291,8 +291,6 @@ class World:
             when_full=when_full,
             buffer_bytes=buffer_bytes,
             report=self.report,
-            company_seconds=0.0,
-            gather_seconds=0.0,
         )
 
     def client(self, session: bytes | None = None) -> Client:

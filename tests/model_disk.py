@@ -24,6 +24,7 @@ import pytest
 
 from aiolog import backups as backups_module
 from aiolog import livefile as livefile_module
+from aiolog.fanout import Commit
 from aiolog.sinks import file as file_module
 
 _unlink, _ftruncate = os.unlink, os.ftruncate  # for the disk's own work, which is none of the sinks'
@@ -347,8 +348,10 @@ class Hand(Executor):
             self.work()
         return future
 
-    async def call(self, fn: Any, argument: Any) -> Any:
-        return await asyncio.wrap_future(self.submit(fn, argument))
+    def commit(self, fn: Any, argument: Any) -> Commit:
+        commit = Commit(asyncio.get_running_loop())
+        self.submit(fn, argument).add_done_callback(lambda future: commit.end(future.exception()))
+        return commit
 
     def work(self) -> None:
         """Do all there is to do."""

@@ -64,7 +64,9 @@ LAYERS = """
                   | livefile ledger fanout sinks sinks.file              |
     sinks.stdout  | errors record formatting fanout sinks                | aiofiles
     connection    | errors crash report record protocol fanout           |
-    server        | errors report record protocol fanout connection      |
+    reading       | protocol                                             |
+    server        | errors report record protocol fanout reading         |
+                  | connection                                           |
     control       | errors config                                        |
     http          | errors control fanout server                         | aiohttp prometheus_client
     service       | errors report record rotation routing config         | msgspec uvloop

@@ -17,7 +17,20 @@ from memory import KIB, SITE, MemorySink, World, batch
 
 from aiolog.backlog import Backlog
 from aiolog.connection import LINGER_SECONDS, MAX_LABEL_CHARS, MAX_LABELS, MAX_UNREAD_ACK_BYTES
-from aiolog.protocol import VERSION, Ack, Batch, Busy, Bye, Define, Refusal, Refuse, Welcome, encode, pack_record
+from aiolog.protocol import (
+    ACK_BATCHES,
+    VERSION,
+    Ack,
+    Batch,
+    Busy,
+    Bye,
+    Define,
+    Refusal,
+    Refuse,
+    Welcome,
+    encode,
+    pack_record,
+)
 from aiolog.record import MAX_NAME_CHARS, MAX_SITES, MAX_THREADS
 from aiolog.server import ENDED_SECONDS
 
@@ -487,6 +500,46 @@ def test_a_frame_left_on_an_old_connection_is_not_acted_on(world, sink, client, 
     assert sink.messages == ["a", "b"]
     assert newer.said() == [Ack(2)]
     assert world.server.counts.duplicates == 0
+
+
+class Tap:
+    """What reads in a transport's place; it is told nothing twice."""
+
+    def __init__(self):
+        self.is_reading = True
+
+    def pause_reading(self):
+        assert self.is_reading
+        self.is_reading = False
+
+    def resume_reading(self):
+        assert not self.is_reading
+        self.is_reading = True
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3])
+def test_who_waited_for_an_older_connection_is_read_no_further(world, sink, client, frames, monkeypatch):
+    """What takes over reading goes on as the transport was: paused, while frames wait that came too early."""
+    taps = []
+    newer = world.client(client.session)
+    sink.hold()
+    client.send(batch(1, "a"))
+    world.run()
+    sent = []
+    monkeypatch.setattr(newer.transport, "receive", sent.append)
+    newer.hello().send(*(batch(seq, "b") for seq in range(2, 2 + frames)))
+    monkeypatch.undo()
+    monkeypatch.setattr(world.server, "take", lambda *_: taps.append(Tap()) or taps[-1])
+    newer.transport.receive(b"".join(sent))  # all at once: nothing is left in the kernel
+    assert not taps
+    sink.let()
+    sink.hold()
+    world.run()
+    assert taps[0].is_reading == (frames < 2)
+    sink.let()
+    world.run()
+    assert taps[0].is_reading
+    assert sink.messages == ["a", *"b" * frames]
 
 
 def test_sessions_do_not_mix(world, sink):
@@ -1022,6 +1075,22 @@ def test_much_is_acked_at_once_and_a_heartbeat_too(sink):
     client.send(batch(5))
     world.run()
     assert client.said() == [Ack(4)]
+    world.run(1.0)
+    assert client.said() == []
+    world.close()
+
+
+def test_eight_batches_are_acked_at_once(sink):
+    """However small they are: a client waits when sixteen are under way."""
+    world = World([sink], ack_hold_seconds=0.5)
+    client = world.client().hello()
+    client.send(batch(1, "a"))
+    world.run()
+    assert client.said()[1:] == [Ack(1)]
+    for seq in range(2, 2 + 2 * ACK_BATCHES):
+        client.send(batch(seq, "b"))
+        world.run()
+    assert client.said() == [Ack(1 + ACK_BATCHES), Ack(1 + 2 * ACK_BATCHES)]
     world.run(1.0)
     assert client.said() == []
     world.close()

@@ -8,7 +8,7 @@ import pytest
 from memory import MIB, MemorySink, World
 
 from aiolog.errors import ConfigError
-from aiolog.fanout import GATHER_BYTES, MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery, Lane
+from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery
 from aiolog.record import Site, Source, Thread
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -409,34 +409,17 @@ def test_when_not_even_the_fallback_opens_nothing_is_acked(world, delivery):
     assert delivery.done == []
 
 
-@pytest.fixture
-def gathering(world, sink):
-    lane = Lane(
-        sink, when_full="block", buffer_bytes=MIB, report=world.report, company_seconds=0.001, gather_seconds=0.003
-    )
-    world.do(world.fanout.open({"memory": lane})).result()
-
-
-def test_a_delivery_waits_a_moment_for_company(gathering, world, sink, delivery):
-    """What comes within a millisecond is one group; the next write begins three milliseconds after the last."""
+def test_what_comes_together_is_one_group(world, sink, delivery):
+    """All that is offered in one turn of the loop is one write; so is what comes while that is under way."""
+    opened(world, sink)
     world.fanout.deliver(delivery("a"))
-    world.run()
-    assert not sink.tried
     world.fanout.deliver(delivery("b"))
-    world.run(0.001)
-    assert [len(group) for group in sink.tried] == [2]
-    world.fanout.deliver(delivery("c"))
-    world.run(0.002)
-    assert len(sink.tried) == 1
-    world.run(0.001)
-    assert [len(group) for group in sink.tried] == [2, 1]
-
-
-def test_much_waits_for_no_company(gathering, world, sink, delivery):
-    """A batch of 64 KiB is written at once, with what waits already; no timer is left that would write nothing."""
-    world.fanout.deliver(delivery("a"))
-    world.fanout.deliver(delivery("b", size_bytes=GATHER_BYTES))
+    assert not sink.tried
+    sink.hold()
     world.run()
-    assert [len(group) for group in sink.tried] == [2]
-    world.run(0.01)
-    assert len(sink.tried) == 1
+    world.fanout.deliver(delivery("c"))
+    world.fanout.deliver(delivery("d"))
+    world.run()
+    sink.let()
+    world.run()
+    assert [len(group) for group in sink.tried] == [2, 2]

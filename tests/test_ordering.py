@@ -197,8 +197,6 @@ def ordered(world, sink, when_full="block", buffer_bytes=MIB):
         buffer_bytes=buffer_bytes,
         report=world.report,
         window_seconds=WINDOW,
-        company_seconds=0.0,
-        gather_seconds=0.0,
         clock=lambda: world.loop.time() + 1_000.0,
     )
     world.do(world.fanout.open({sink.name: lane})).result()

@@ -219,7 +219,7 @@ def test_a_connection_that_ends(server, client, how):
     """However a server leaves, the same records come on the next connection."""
     server.on_batch = withhold
     client.log(1, 2)
-    server.wait_for(lambda: server.peers and server.peers[0].batches)
+    server.wait_for(lambda: server.peers and sum(batch.count for batch in server.peers[0].batches) == 2)
     server.on_batch = FakeServer.take
     getattr(server.peers[0], how)()
     assert client.flush(WAIT_SECONDS)
@@ -298,6 +298,38 @@ def test_a_flush_asks_for_an_ack_that_is_held(server, client):
     assert client.flush(WAIT_SECONDS)
     assert time.monotonic() - began < WAIT_SECONDS / 2
     assert len(server.peers[0].heartbeats) == 1
+
+
+def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
+    """Nor does the end: what is waited for leaves at once."""
+    monkeypatch.setattr(sender_module, "BEAT_SECONDS", 60.0)
+    monkeypatch.setattr(sender_module, "BUSY_SECONDS", 240.0)
+    for number in range(3):  # from the second on it gathers
+        client.log(number)
+        client.wake()
+        time.sleep(0.02)
+    assert not client.backlog.is_empty
+    began = time.monotonic()
+    assert client.flush(WAIT_SECONDS)
+    client.log(3)
+    assert client.stop(WAIT_SECONDS)
+    assert time.monotonic() - began < WAIT_SECONDS / 2
+    assert numbers(server) == [0, 1, 2, 3]
+
+
+def test_who_never_rests_asks_for_acks_too(server, new_client):
+    """A server that holds its acks longer than two heartbeats is asked in between, and not taken for dead."""
+    server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
+    client = new_client(heartbeat_seconds=0.1)
+    for number in range(40):
+        client.log(number)
+        if client.asleep:
+            client.wake()
+        time.sleep(0.02)
+    assert client.flush(WAIT_SECONDS)
+    assert len(server.peers) == 1
+    assert server.peers[0].heartbeats
+    assert numbers(server) == list(range(40))
 
 
 def test_much_does_not_wait_for_an_ack(server, client):

@@ -146,7 +146,7 @@ async def cancelled_while_writing(sink: FileSink, group, gate: threading.Event, 
         return real(descriptor, data)
 
     monkeypatch.setattr(os, "write", write)
-    writing = asyncio.create_task(sink.write(group))
+    writing = asyncio.ensure_future(sink.write(group))
     await asyncio.to_thread(inside.wait)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):

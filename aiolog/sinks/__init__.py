@@ -11,12 +11,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from aiolog.fanout import Delivery
+from aiolog.fanout import Commit, Delivery
 from aiolog.record import Source, WireRecord
 
 _P = ParamSpec("_P")
@@ -53,16 +52,14 @@ class SinkThread(Executor):
         self._put(partial(_work_for, future, partial(fn, *args, **kwargs)))
         return future
 
-    async def call(self, fn: Callable[[_A], _T], argument: _A) -> _T:
-        """Have the thread call ``fn``, and wait; from the event loop this costs less than :meth:`submit`.
+    def commit(self, fn: Callable[[_A], object], argument: _A) -> Commit:
+        """Have the thread call ``fn``; from the event loop this costs less than :meth:`submit`.
 
-        A cancellation does not stop a call that has begun. Raises ``RuntimeError`` after :meth:`shutdown`.
+        Raises ``RuntimeError`` after :meth:`shutdown`.
         """
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._put(partial(_work_for_loop, loop, future, fn, argument))
-        result: _T = await future
-        return result
+        commit = Commit(asyncio.get_running_loop())
+        self._put(partial(_commit, commit, fn, argument))
+        return commit
 
     def _put(self, job: Callable[[], None]) -> None:
         with self._changing:
@@ -98,25 +95,10 @@ def _work_for(future: Future[Any], function: Callable[[], Any]) -> None:
         future.set_result(result)
 
 
-def _work_for_loop(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], function: Callable[[Any], Any], argument: Any
-) -> None:
-    if future.cancelled():
-        return
+def _commit(commit: Commit, function: Callable[[Any], object], argument: Any) -> None:
     try:
-        result = function(argument)
-    except BaseException as error:  # noqa: BLE001 - the same
-        tell: Callable[[], None] = partial(_tell, future, error, None)
+        function(argument)
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        commit.end(error)
     else:
-        tell = partial(_tell, future, None, result)
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(tell)
-
-
-def _tell(future: asyncio.Future[Any], error: BaseException | None, result: Any) -> None:
-    if future.done():
-        return  # cancelled meanwhile
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+        commit.end(None)

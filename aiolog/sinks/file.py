@@ -16,7 +16,7 @@ from pathlib import Path
 from aiofiles.os import wrap
 
 from aiolog.errors import ConfigError
-from aiolog.fanout import Delivery
+from aiolog.fanout import Commit, Delivery
 from aiolog.formatting import Format, Lines, whole_records
 from aiolog.livefile import KEEPING, Keeping, LiveFile, Part
 from aiolog.sinks import SinkThread
@@ -111,13 +111,13 @@ class FileSink:
         name = await wrap(self._live.rotate)(executor=self._thread)
         return [name] if name else []
 
-    async def write(self, group: Sequence[Delivery]) -> None:
+    def write(self, group: Sequence[Delivery]) -> Commit:
         """Commit a group; called by the lane, one group at a time.
 
-        Raises ``OSError`` when it could not all be committed. The lane then calls again with the same deliveries,
-        or these and more: what is already in a file of it, before a rotation, is not written again. A
-        cancellation does not stop the thread: the group may be committed or not, and if it is given once more,
-        it will be exactly once.
+        What it returns raises ``OSError`` when it could not all be committed. The lane then calls again with the same
+        deliveries, or these and more: what is already in a file of it, before a rotation, is not written again. A
+        cancellation does not stop the thread: the group may be committed or not, and if it is given once more, it
+        will be exactly once.
         """
         parts = []
         for delivery in group:
@@ -126,8 +126,11 @@ class FileSink:
                 texts = [*self._format(delivery.notice_source, delivery.notices), *texts]
             joined = texts.joined if isinstance(texts, Lines) else ""
             parts.append(Part(delivery.session, delivery.first_seq - len(delivery.notices), texts, joined))
+        return self._thread.commit(self._append, parts)
+
+    def _append(self, parts: Sequence[Part]) -> None:
         try:
-            await self._thread.call(self._live.append, parts)
+            self._live.append(parts)
         except OSError:
             self.write_errors += 1
             raise

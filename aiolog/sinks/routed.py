@@ -151,7 +151,7 @@ class RoutedFileSink:
                 for source, records, texts, session, first_seq in formatted:
                     self._sort(parts, source, records, texts, session, first_seq)
                 # Where a name turns out to be nobody's, nothing was written, and all of it is sorted again.
-                if await self._thread.call(self._commit, parts):
+                if await wrap(self._commit)(parts, executor=self._thread):
                     return
         except OSError:
             self.write_errors += 1
