@@ -15,6 +15,8 @@ import pytest
 from load import HEAD, PLAIN, TWO_SINKS, Stage, say, seeded, times, until, wrapped
 from running import aiolog
 
+from aiolog.protocol import ACK_HOLD_SECONDS
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 QUICK = {"heartbeat_seconds": 0.5}
@@ -134,7 +136,7 @@ def test_a_full_disk(tmp_path):
             fill(filler, leave_bytes=300 << 10)
             lines = stage.server.stderr.count("cannot write")
             until(lambda lines=lines: stage.server.stderr.count("cannot write") > lines, 20, "the disk is full")
-            time.sleep(0.3)
+            time.sleep(ACK_HOLD_SECONDS + 0.5)  # of what was written before
             acked = sum(worker.book.acked for worker in workers)
             time.sleep(1.5)
             assert sum(worker.book.acked for worker in workers) == acked
