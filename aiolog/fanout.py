@@ -276,12 +276,13 @@ class Lane:
             self._write.add_done_callback(self._ended)
 
     def _ended(self, write: asyncio.Future[None]) -> None:
-        self._written(None if write.cancelled() else write.exception())
+        self._written(asyncio.CancelledError() if write.cancelled() else write.exception())
 
-    def settle(self) -> None:
-        """Go on at once where a write has ended."""
+    def settle(self) -> bool:
+        """Go on at once where a write has ended; whether the loop has nothing to do with the write under way."""
         if isinstance(self._write, Commit):
             self._write.settle()
+        return self._write is None or isinstance(self._write, Commit)
 
     def _written(self, error: BaseException | None) -> None:
         if self._loop is None:
@@ -302,8 +303,16 @@ class Lane:
         for delivery in writing:
             self.written_records += len(delivery.records)
             if self.blocks:
-                delivery.committed()
+                self._tell(delivery)
         self._go_on()
+
+    def _tell(self, delivery: Delivery) -> None:
+        """Say that a delivery is committed; what goes wrong with one must not keep the others waiting."""
+        try:
+            delivery.committed()
+        except Exception as error:  # noqa: BLE001 - it is told to the loop, as of any callback
+            context = {"message": f"after a commit of sink {self.sink.name}", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def _go_on(self) -> None:
         """Write what has come meanwhile, or rest."""
@@ -353,10 +362,10 @@ class Fanout:
             lane.offer(delivery)
         delivery.committed()
 
-    def settle(self) -> None:
-        """Go on at once where a write has ended in another thread."""
-        for lane in list(self.lanes.values()):
-            lane.settle()
+    def settle(self) -> bool:
+        """Go on at once where a write has ended; whether all that are under way are in threads of their own."""
+        in_threads = [lane.settle() for lane in list(self.lanes.values())]  # of each, whatever the others say
+        return all(in_threads)
 
     def marks(self, session: bytes) -> dict[str, int | None]:
         """Return what the sink of each ``block`` lane remembers of a session: its last seq, or None without one."""

@@ -30,9 +30,9 @@ ENOUGH = 7 / 8  # of those that came at the last beat: not all of many come at e
 class Reader:
     """All connections that have said HELLO, and the descriptor by which the event loop waits for any of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settle: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settle: Callable[[], bool]) -> None:
         self._loop = loop
-        self._settle = settle  # tell of batches that are delivered: who sent one may send the next
+        self._settle = settle  # tells of batches that are delivered, and whether the loop may sleep meanwhile
         self._ready = select.epoll()
         self._taps: dict[int, Tap] = {}  # by descriptor
         self._beat = 0  # the one that came last, counted
@@ -79,26 +79,27 @@ class Reader:
             self._expected = self._came if beat - self._beat <= 2 else 0
             self._beat, self._came = beat, 0
         taken_bytes = 0
-        ready = self._ready.poll(0)
-        for descriptor, _ in ready:
+        for descriptor, _ in self._ready.poll(0):
             tap = self._taps.get(descriptor)
             if tap is not None:  # or one that was read before has closed it
+                self._came += tap.beat != beat
+                tap.beat = beat
                 taken_bytes += tap.read()
-        self._came += len(ready)
-        is_little = taken_bytes < MUCH_BYTES and self._expected > 0
+        # One alone has no company to be waited for.
+        is_little = taken_bytes < MUCH_BYTES and self._expected > 1
         self._is_late = is_little and self._came < ENOUGH * self._expected
         if is_little and not self._is_late:
             self._loop.call_soon(self._rest)  # once what was read is on its way
 
-    @staticmethod
-    def _rest() -> None:
+    def _rest(self) -> None:
         """Sleep until the processes of the machine have sent what they log before the next beat.
 
         Not by a timer: the loop has nothing else to do than to wait for them, and to wake it up costs as much as a
-        batch. Whatever comes meanwhile, the end of a write included, is found afterwards.
+        batch. Whatever comes meanwhile, the end of a write in a thread included, is found afterwards.
         """
-        now = monotonic()
-        nap((now // BEAT_SECONDS + 1) * BEAT_SECONDS + COMPANY_SECONDS - now)
+        seconds = (self._beat + 1) * BEAT_SECONDS + COMPANY_SECONDS - monotonic()
+        if seconds > 0 and self._settle():
+            nap(seconds)
 
 
 def nap(seconds: float) -> None:
@@ -109,12 +110,13 @@ def nap(seconds: float) -> None:
 class Tap:
     """The reading half of one connection, with the names that transports have for it."""
 
-    __slots__ = ("_protocol", "_reader", "_transport", "descriptor")
+    __slots__ = ("_protocol", "_reader", "_transport", "beat", "descriptor")
 
     def __init__(
         self, reader: Reader, descriptor: int, transport: asyncio.Transport, protocol: asyncio.Protocol
     ) -> None:
         self._reader = reader
+        self.beat = 0  # at which it was read last
         self.descriptor = descriptor
         self._transport = transport
         self._protocol = protocol

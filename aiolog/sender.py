@@ -508,11 +508,9 @@ class Sender:
             silent_seconds = 0.0 if link.waits_since is None else now - link.waits_since
             if silent_seconds > 2 * heartbeat_seconds:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
-            silence_limit = self._silence_seconds(heartbeat_seconds)
-            asks = now - link.sent_at >= silence_limit or min(silent_seconds, now - link.asked_at) >= heartbeat_seconds
-            if asks and not link.outgoing:
-                self._hurried = False
-                link.asked_at = now
+            asks_in = self._asks_in(link, now)
+            if asks_in <= 0 and not link.outgoing:
+                self._hurried, link.hurried_at, link.asked_at = False, None, now
                 link.outgoing = memoryview(backlog.heartbeat())
                 continue
             needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
@@ -520,7 +518,7 @@ class Sender:
                 selector.modify(link.sock, needed)
                 wanted = needed
             # A full socket takes no heartbeat: there only the server's silence can end.
-            due = 2 * heartbeat_seconds - silent_seconds if blocked else link.sent_at + silence_limit - now
+            due = 2 * heartbeat_seconds - silent_seconds if blocked else asks_in
             seconds = _left(deadline, max(0.0, due))
             # The beat or an ack wakes this thread, so those who put records need not: no system call for them.
             if blocked or not backlog.has_room(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
@@ -573,13 +571,20 @@ class Sender:
             if not link.outgoing:
                 crash.point("batch_sent")
 
-    def _silence_seconds(self, heartbeat_seconds: float) -> float:
-        """Return the time without sending after which a heartbeat asks for an ack: little, when somebody waits."""
+    def _asks_in(self, link: _Connection, now: float) -> float:
+        """Return after how many seconds a heartbeat is to ask for an ack: few, when somebody waits for it."""
+        heartbeat_seconds = self._endpoint.heartbeat_seconds
+        asks_at = link.sent_at + heartbeat_seconds
+        if link.waits_since is not None:
+            asks_at = min(asks_at, max(link.waits_since, link.asked_at) + heartbeat_seconds)
         if self._hurried and not self.backlog.has_unsent:
-            if self.backlog.awaits_ack:
-                return min(ASK_SECONDS, heartbeat_seconds)
-            self._hurried = False
-        return heartbeat_seconds
+            if not self.backlog.awaits_ack:
+                self._hurried, link.hurried_at = False, None
+            else:
+                if link.hurried_at is None:
+                    link.hurried_at = now
+                asks_at = min(asks_at, link.hurried_at + ASK_SECONDS)
+        return asks_at - now
 
     def _gathers(self, link: _Connection) -> bool:
         """Whether a few records may wait for more."""
@@ -672,6 +677,7 @@ class _Connection:
         "decoder",
         "defined",
         "due",
+        "hurried_at",
         "is_busy",
         "outgoing",
         "sent_at",
@@ -690,5 +696,6 @@ class _Connection:
         self.asked_at = 0.0  # when an ack was last asked for, by a heartbeat
         self.due = 0.0  # when little may be sent again
         self.cut_at = 0.0  # when the last frame was made
+        self.hurried_at: float | None = None  # since when all is sent and somebody waits for an ack
         self.is_busy = False  # it came soon after the one before, so the next beat will find records too
         self.waits_since: float | None = None  # since when an answer is due

@@ -62,7 +62,7 @@ LAYERS = """
     sinks.file    | errors formatting livefile fanout sinks              | aiofiles
     sinks.routed  | errors record rotation routing formatting backups    | aiofiles
                   | livefile ledger fanout sinks sinks.file              |
-    sinks.stdout  | errors record formatting fanout sinks                | aiofiles
+    sinks.stdout  | errors record formatting fanout sinks                |
     connection    | errors crash report record protocol fanout           |
     reading       | protocol                                             |
     server        | errors report record protocol fanout reading         |

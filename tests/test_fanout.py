@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 import pytest
@@ -423,3 +424,38 @@ def test_what_comes_together_is_one_group(world, sink, delivery):
     sink.let()
     world.run()
     assert [len(group) for group in sink.tried] == [2, 2]
+
+
+def test_one_that_fails_when_it_is_told_keeps_nobody_waiting(world, sink, delivery):
+    """The others of its group are told, the lane goes on, and the loop hears of the fault."""
+
+    def fail():
+        raise OSError("a fault of somebody else")
+
+    opened(world, sink)
+    failing = delivery("a")
+    failing.on_delivered = fail
+    world.fanout.deliver(failing)
+    world.fanout.deliver(delivery("b"))
+    world.run()
+    world.fanout.deliver(delivery("c"))
+    world.run()
+    assert delivery.done == ["b", "c"]
+    assert [str(fault["exception"]) for fault in world._faults] == ["a fault of somebody else"]
+    world._faults.clear()
+    assert world.do(world.fanout.drain()).done()
+
+
+def test_a_write_that_is_cancelled_is_none(world, sink, delivery):
+    """Whoever cancels it, the group comes again and is told of when it is written."""
+    opened(world, sink)
+    sink.hold()
+    world.fanout.deliver(delivery("a"))
+    world.run()
+    for task in asyncio.all_tasks(world.loop):
+        task.cancel()
+    world.run()
+    assert delivery.done == []
+    sink.let()
+    world.run(RETRY_SECONDS)
+    assert delivery.done == sink.messages == ["a"]

@@ -61,10 +61,15 @@ class World:
     def __init__(self, loop):
         self.loop = loop
         self.settled = []  # what had been seen by then
-        self.reader = Reader(loop, lambda: self.settled.append([len(peer.seen) for peer in self.peers]))
+        self.may_rest = True
+        self.reader = Reader(loop, self.settle)
         self.peers = []
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context["exception"]))
+
+    def settle(self):
+        self.settled.append([len(peer.seen) for peer in self.peers])
+        return self.may_rest
 
     async def connect(self):
         """Return a client and its peer."""
@@ -166,7 +171,7 @@ def test_when_all_have_come_the_loop_rests_until_after_the_next_beat(beats):
         assert await world.at(11, b"b", b"b", b"b") == [A_REST]
         assert await world.at(12, b"c", b"c", b"c") == [A_REST]
         assert [peer.data for _, peer in world.pairs] == [b"abc", b"abc", b"abc", b""]
-        assert world.settled == [[0, 0, 0, 0], [1, 1, 1, 0], [2, 2, 2, 0]]
+        assert world.settled == [[0] * 4, [1, 1, 1, 0], [2, 2, 2, 0], [2, 2, 2, 0], [3, 3, 3, 0]]
 
     beats(play)
 
@@ -198,13 +203,65 @@ def test_after_a_pause_nobody_is_expected(beats):
     beats(play)
 
 
+def test_one_alone_waits_for_nobody(beats):
+    """There is no company to come: its flush, say, is answered at once."""
+
+    async def play(world):
+        for beat in (10, 11, 12, 13):
+            assert await world.at(beat, b"a") == []
+
+    beats(play)
+
+
+def test_a_write_that_needs_the_loop_keeps_it_awake(beats):
+    """That of a sink without a thread for it."""
+
+    async def play(world):
+        await world.at(10, b"a", b"a")
+        world.may_rest = False
+        assert await world.at(11, b"b", b"b") == []
+        world.may_rest = True
+        assert await world.at(12, b"c", b"c") == [A_REST]
+
+    beats(play)
+
+
+def test_after_work_that_went_past_the_next_beat_there_is_no_rest(beats):
+    """What came meanwhile has waited already."""
+
+    async def play(world):
+        await world.at(10, b"a", b"a")
+        taken = world.pairs[0][1].data_received
+
+        def take_long(data):
+            taken(data)
+            world.now += 2 * BEAT_SECONDS
+
+        world.pairs[0][1].data_received = take_long
+        assert await world.at(11, b"b", b"b") == []
+
+    beats(play)
+
+
+def test_who_sends_in_pieces_is_one(beats):
+    """What is expected are connections, not pieces."""
+
+    async def play(world):
+        await world.at(10, b"a", b"a")
+        for part in range(1, 6):
+            await world.at(10 + part / 100, b"a")
+        assert await world.at(11, b"b", b"b") == [A_REST]
+
+    beats(play)
+
+
 def test_where_there_is_much_nobody_rests(beats):
     """A batch of a client in a hurry: the next is there soon."""
 
     async def play(world):
-        await world.at(10, b"a")
-        assert await world.at(11, bytes(MUCH_BYTES)) == []
-        assert await world.at(12, b"c") == [A_REST]
+        await world.at(10, b"a", b"a")
+        assert await world.at(11, bytes(MUCH_BYTES), b"b") == []
+        assert await world.at(12, b"c", b"c") == [A_REST]
 
     beats(play)
 

@@ -317,6 +317,33 @@ def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
     assert numbers(server) == [0, 1, 2, 3]
 
 
+def test_a_flush_amid_steady_logging_ends_the_hurry(server, client):
+    """It asks once all that was put before is sent, however much goes on being sent; then the beat is back."""
+    server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
+    ended = threading.Event()
+
+    def log():
+        for number in range(5_000):
+            if ended.is_set():
+                return
+            client.log(number)
+            if client.asleep:
+                client.wake()
+            time.sleep(0.001)
+
+    steady = threading.Thread(target=log)
+    steady.start()
+    try:
+        server.wait_for(lambda: server.peers and len(server.peers[0].seqs) > 50)
+        client.flush(WAIT_SECONDS)
+        server.wait_for(lambda: not client._hurried)
+        assert server.peers[0].heartbeats
+    finally:
+        ended.set()
+        steady.join()
+    assert client.flush(WAIT_SECONDS)
+
+
 def test_who_never_rests_asks_for_acks_too(server, new_client):
     """A server that holds its acks longer than two heartbeats is asked in between, and not taken for dead."""
     server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()

@@ -79,7 +79,7 @@ async def test_a_reader_that_stops_holds_up_only_the_lane(pipe):
     """The loop runs on, the lane waits, and what was handed over comes out when the reader goes on (fault F26)."""
     sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
     line = "x" * 1000
-    writing = asyncio.create_task(sink.write([deliver(*[line] * 1000)]))
+    writing = asyncio.ensure_future(sink.write([deliver(*[line] * 1000)]))
     for _ in range(3):  # the loop turns, and would time out here if it were held up
         await asyncio.wait_for(asyncio.to_thread(os.getpid), 5)
     assert not writing.done()
@@ -93,7 +93,7 @@ async def test_a_cancelled_write_still_comes_out_in_order(pipe):
     sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(sink.write([deliver("x" * 100_000)]), 0.01)
-    later = asyncio.create_task(sink.write([deliver("later")]))
+    later = asyncio.ensure_future(sink.write([deliver("later")]))
     assert await asyncio.to_thread(drain, pipe["reader"], 100_007) == b"x" * 100_000 + b"\nlater\n"
     await later
 
@@ -129,7 +129,7 @@ async def test_a_stream_that_somebody_made_non_blocking_is_waited_for(pipe):
     """Another process on the same terminal may do that; nothing is lost by it."""
     os.set_blocking(pipe["writer"], False)
     sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
-    writing = asyncio.create_task(sink.write([deliver("x" * 300_000)]))
+    writing = asyncio.ensure_future(sink.write([deliver("x" * 300_000)]))
     assert len(await asyncio.to_thread(drain, pipe["reader"], 300_001)) == 300_001
     await writing
     assert sink.records_written == 1

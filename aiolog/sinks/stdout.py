@@ -12,9 +12,7 @@ import select
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiofiles.os import wrap
-
-from aiolog.fanout import Delivery
+from aiolog.fanout import Commit, Delivery
 from aiolog.formatting import Format
 from aiolog.record import Source, WireRecord
 from aiolog.sinks import SinkThread, runs
@@ -68,15 +66,14 @@ class StdoutSink:
         self._descriptor = descriptor
         self._color = color
         self._thread = SinkThread(f"aiolog-{name}")
-        self._write_all = wrap(self._write)
 
     async def open(self) -> None:
         """Do nothing: the stream is there, or the first write finds out."""
 
-    async def write(self, group: Sequence[Delivery]) -> None:
-        """Write a group and wait until the reader took it, as long as that takes; called by the lane.
+    def write(self, group: Sequence[Delivery]) -> Commit:
+        """Write a group; called by the lane. It ends when the reader took it, however long that takes.
 
-        A cancellation leaves the thread writing; what is handed over comes out in order all the same.
+        Who waits no longer leaves the thread writing; what is handed over comes out in order all the same.
         """
         texts: list[str] = []
         for source, records in runs(group):
@@ -85,11 +82,7 @@ class StdoutSink:
                 pairs = zip(formatted, records, strict=True)
                 formatted = [colored(text, source, wire) for text, wire in pairs]
             texts += filter(None, formatted)
-        if self.disabled:
-            self.records_dropped += len(texts)
-        elif texts:
-            data = "".join(texts).encode(errors="backslashreplace")
-            await self._write_all(data, len(texts), executor=self._thread)
+        return self._thread.commit(self._write, texts)
 
     def mark(self, session: bytes) -> None:
         """Return None: what a stream took it cannot tell later."""
@@ -106,8 +99,13 @@ class StdoutSink:
         """Let the thread go, without waiting for a reader that may never read again."""
         self._thread.shutdown()
 
-    def _write(self, data: bytes, count: int) -> None:
-        """Write in the sink's thread, which alone changes the counters while it does."""
+    def _write(self, texts: Sequence[str]) -> None:
+        """Write in the sink's thread, which alone changes the counters."""
+        count = len(texts)
+        if self.disabled:
+            self.records_dropped += count
+            return
+        data = "".join(texts).encode(errors="backslashreplace")
         rest = memoryview(data)
         try:
             while rest:
