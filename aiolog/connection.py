@@ -485,7 +485,7 @@ class Connection(asyncio.Protocol):
         if self._parting_since is not None:
             self._farewell()
         else:
-            self._hold(0 if self._lost else self._decoder.buffered_bytes)
+            self._hold(self._decoder.buffered_bytes)
             if self._paused or self._ended or self._decoder.buffered_bytes:
                 # Not from here: the lane that called has other deliveries to tell of first.
                 self._loop.call_soon(self._advance)
