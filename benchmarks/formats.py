@@ -87,7 +87,7 @@ def nanoseconds(compiled, its_source, records) -> float:
 
 
 def joined(texts) -> str:
-    return texts.joined if isinstance(texts, formatting.Lines) else "".join(texts)
+    return getattr(texts, "joined", None) or "".join(texts)  # an older module has a class of its own for such lines
 
 
 def load(path: Path):

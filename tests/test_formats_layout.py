@@ -212,7 +212,8 @@ def test_even_batches_go_all_together(name, sites, unit, monkeypatch):
     monkeypatch.setitem(compiled._evenly.__globals__, "one_by_one", pytest.fail)
     texts = compiled(source, batch)
     assert list(texts) == expected
-    assert isinstance(texts, Lines) == (name in {"text", "thread", "seconds"} and sites == [0])
+    are_joined = name in {"text", "thread", "seconds", "json", "logfmt", "otel"}
+    assert isinstance(texts, Lines) == (are_joined and sites == [0])
     if name not in {"raw", "message first"}:
         batch[50], batch[70] = (*batch[50][:3], "\x1b"), (*batch[70], {"extra": ("a", 1)})
         monkeypatch.undo()

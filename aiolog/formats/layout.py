@@ -11,7 +11,7 @@ before it cannot take, and all to the same text:
 
 ===========  =================================================================================================
 evenly       most batches: records of one second, nearly all without ``rare``. What holds for all is asked of all
-             together, in C; in a flood of one call site the lines of a millisecond are one ``str.join``
+             together, in C; the lines of a flood of one call site are one ``str.join``, or one a millisecond
 one by one   a few records, many with ``rare``, of several seconds: types, moment and escaping are looked at in each
 slowly       whatever does not fit (a first record, fields in place, a wrong type, a moment before 1970) is rebuilt
              by :func:`aiolog.record.attributes` and rendered field by field
@@ -64,6 +64,8 @@ _UNITS = {
 }
 
 _LOOPS = """
+{alike}
+
 def one_by_one(source, records):
     plans = source.plans.setdefault(layout, {{}})
     threads = source.plans.setdefault(layout.threads, {{}})
@@ -109,7 +111,7 @@ def evenly(source, records):
     {take_moments}
     plain = records
     {escape_all}
-    {one_site}
+    {ask_alike}
     made = []
     add = made.append
     known = unknown
@@ -175,18 +177,41 @@ _PLAIN_ONLY = """
 if not all_plain([wire[3] for wire in records]):
     return None"""
 
-# Of a flood: the lines of one site, one thread and one millisecond differ in nothing but the message.
-_ONE_SITE = """
-if plain is records and records[0][1] == records[-1][1] and moments == ordered and are_alike(records):
-    {constants} = plans[records[0][1]]
+_ASK_ALIKE = """
+if plain is records and records[0][1] == records[-1][1] and are_alike(records):
+    lines = alike(plans[records[0][1]], threads.get(records[0][2]), moments, moments == ordered, messages)
+    if lines is not None:
+        return lines"""
+
+# Of a flood: the lines of one site and one thread are the same before what differs first, and behind what does last.
+# Where the layout shows no more of a moment than its millisecond, those of one differ in the message alone.
+_ALIKE = """
+def alike(constants, thread, moments, are_ordered, messages):
+    {constants} = constants
     {take_threads}
-    texts = []
-    for milli, begin, end in milliseconds(moments, start):
-        before = {before}
-        after = {after}
-        texts.append(before + (after + before).join(messages[begin:end]) + after)
-    if texts and (before + after).count(newline) == 1:
-        return Lines("".join(texts), len(records))"""
+    {recall_second}
+    {join}"""
+
+_JOIN_MILLISECONDS = """
+texts = []
+for milli, begin, end in milliseconds(moments, start) if are_ordered else ():
+    before, after = {before}, {after}
+    texts.append(before + (after + before).join(messages[begin:end]) + after)
+if texts and (before + after).count(newline) == 1:
+    return Lines("".join(texts), len(messages))"""
+
+_JOIN_MOMENTS = """
+before, after = {before}, {after}
+texts = [
+    {between}
+    for created, message in zip(moments, messages)
+    for rest in (created - start,)
+    for {unit} in ({from_int} if exact else {from_float},)
+]
+if (before + after).count(newline) == 1:
+    texts[0] = before + texts[0]
+    texts[-1] += after
+    return Lines((after + before).join(texts), len(messages))"""
 
 
 def _filled(template: str, **pieces: str) -> str:
@@ -259,12 +284,16 @@ def _milliseconds(moments: Sequence[float], start: float) -> list[tuple[int, int
     return found
 
 
-def line_of(shape: Sequence[Slot | None], prefix: str) -> tuple[str, str]:
-    """Return the source of two things: the names of the constants of a shape, as a target, and its line."""
+def parts_of(shape: Sequence[Slot | None], prefix: str) -> tuple[str, list[str]]:
+    """Return the source of two things: the names of a shape's constants, as a target, and each part of its line."""
     constants = [f"{prefix}{number}" for number in range(shape.count(None))]
     waiting = iter(constants)
-    parts = [slot.expression if slot else next(waiting) for slot in shape]
-    return f"[{', '.join(constants)}]", "f'" + "".join(f"{{{part}}}" for part in parts) + "'"
+    return f"[{', '.join(constants)}]", [slot.expression if slot else next(waiting) for slot in shape]
+
+
+def text_of(parts: Sequence[str]) -> str:
+    """Return the source of the text that some parts of a line make."""
+    return "f'" + "".join(f"{{{part}}}" for part in parts) + "'"
 
 
 class Layout(ABC):
@@ -314,23 +343,35 @@ class Layout(ABC):
         before and after their slots are known and once their line is made, ``finish`` for the line of any record. No
         text of a setting or a record gets into the source.
         """
-        constants, line = line_of(shape, "constant")
+        constants, parts = parts_of(shape, "constant")
+        line = text_of(parts)
         kinds = Counter(slot.kind for slot in shape if slot)
         threads = "".join(f"thread{number}, " for number in range(kinds["thread"]))
         from_int, from_float = _UNITS[unit]
         is_timed, is_escaped = bool(kinds["moment"]), all_plain is not None and bool(kinds["message"])
         needs_raw = "(raw)" in line
-        one_site = ""
-        # The lines of a millisecond differ in the message only.
-        if is_timed and unit == "milli" and is_escaped and shape.count(MESSAGE) == kinds["message"] == 1 and not finish:
-            before, after = line.split("{message}")
-            one_site = _filled(
-                _ONE_SITE,
-                constants=constants,
-                take_threads=f"{threads}= threads[records[0][2]]" if threads else "",
-                before=f"{before}'",
-                after=f"f'{after}",
+        alike = ask_alike = ""
+        if is_timed and is_escaped and shape.count(MESSAGE) == kinds["message"] == 1 and not finish:
+            differing = [
+                number
+                for number, slot in enumerate(shape)
+                if slot == MESSAGE or (slot and slot.kind == "moment" and slot != SECOND and unit != "milli")
+            ]
+            first, last = differing[0], differing[-1]
+            join = _filled(
+                _JOIN_MILLISECONDS if unit == "milli" else _JOIN_MOMENTS,
+                before=text_of(parts[:first]),
+                between=text_of(parts[first : last + 1]),
+                after=text_of(parts[last + 1 :]),
+                unit=unit,
+                from_int=from_int,
+                from_float=from_float,
             )
+            take_threads = f"{threads}= thread" if threads else ""
+            alike = _filled(
+                _ALIKE, constants=constants, take_threads=take_threads, recall_second=_RECALL_SECOND, join=join
+            )
+            ask_alike = _ASK_ALIKE
 
         source = _filled(
             _LOOPS,
@@ -348,7 +389,8 @@ class Layout(ABC):
             keep_raw="raw = message" if needs_raw else "",
             escape=_ESCAPE if is_escaped else "",
             escape_all=(_PLAIN_ONLY if needs_raw else _ESCAPE_ALL) if is_escaped else "",
-            one_site=one_site,
+            alike=alike,
+            ask_alike=ask_alike,
             line=line,
             finish=finish,
         )

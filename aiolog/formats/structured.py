@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from aiolog.errors import ConfigError
 from aiolog.formats import Accepts
 from aiolog.formats.escaping import PLAIN_ASCII, PLAIN_QUOTED, all_plain, escape_in_json
-from aiolog.formats.layout import MESSAGE, SECOND, SECONDS_KEPT, Layout, Slot, line_of
+from aiolog.formats.layout import MESSAGE, SECOND, SECONDS_KEPT, Layout, Slot, parts_of, text_of
 from aiolog.formats.schemas import Key, Lifted, Schema, Values
 from aiolog.record import (
     INT_MAX,
@@ -261,14 +261,14 @@ class StructuredLayout(Layout):
         ]
         self._no_rares = [""] * len(runs)
         self._rare_pieces = [(needs, number, text) for number, run in enumerate(runs) for needs, text in run]
-        constants, line = line_of(self._shape(is_wide=True), "wide")
+        constants, parts = parts_of(self._shape(is_wide=True), "wide")
         rares = f"[{', '.join(f'rare{number}' for number in range(len(runs)))}]"
         self._compile(
             self._shape(is_wide=False),
             unit=unit,
             all_plain=all_plain(notation.plain),
             escape=lambda message: notation.text(message)[1:-1],
-            take_rare=_WIDEN.format(rares=rares, constants=constants, line=line, finish=finish),
+            take_rare=_WIDEN.format(rares=rares, constants=constants, line=text_of(parts), finish=finish),
             finish=finish,
             names={"rares_of": self._rares, "begun": self._begun},
         )
