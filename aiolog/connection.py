@@ -1,8 +1,9 @@
 """One client on the server's side of the wire: its frames in, its acks out.
 
-A connection reads its next frame only when the last one is delivered. That one rule is the backpressure (TCP closes,
-the client's backlog grows, its policy decides), the bound on memory (one batch a connection) and the fairness (a
-group commit takes at most one batch from each process).
+A connection takes its next batch only when the last one is delivered; small batches that came together, and make no
+more than a full one, are one delivery. That one rule is the backpressure (TCP closes, the client's backlog grows, its
+policy decides), the bound on memory (a full batch a connection) and the fairness (a group commit takes no more than
+that from each process).
 
 Connections are ``asyncio.Protocol``s, not streams: docs/design.md has the figures. Knows asyncio and the protocol;
 of the server only the :class:`Hub` that it describes; of records only what a notice needs.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiolog import crash
@@ -19,6 +21,7 @@ from aiolog.errors import ProtocolError
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import (
     ACK_BATCHES,
+    BATCH_BYTES,
     FROM_CLIENT,
     MAX_HELLO_BYTES,
     SEQ_MAX,
@@ -42,7 +45,9 @@ from aiolog.report import Report
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
 MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them is not one
-ACK_BYTES = 8 << 10  # so much is acked at once, and the first batch after a pause; less is held, see ACK
+# So much is acked at once, and the first batch after a pause; less is held, see ACK. It is what a client with the
+# smallest buffer sends before it waits.
+ACK_BYTES = 16 << 10
 MAX_LABELS = 64
 MAX_LABEL_CHARS = 1_024
 
@@ -155,7 +160,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._intake: Intake | None = None
         self._peer = "?"
-        self._delivering = 0  # the bytes of the batch under way
+        self._delivering = 0  # the bytes of what is under way
+        self._delivering_batches = 0
         self._delivering_since = 0.0
         self._paused = False
         self._held_bytes = 0
@@ -426,7 +432,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(
                 f"a BATCH begins at {first_seq} after {declared} dropped; the last was {session.last_seq}"
             )
-        records = unpack_records(batch)
+        records: Sequence[WireRecord] = unpack_records(batch)
         counts = self._hub.counts
         counts.batches += 1
         if gap < 0:
@@ -436,6 +442,10 @@ class Connection(asyncio.Protocol):
         if not records and not dropped:
             self._ack(session)
             return
+        last_seq, size_bytes = first_seq + count - 1, len(payload)
+        self._delivering_batches = 1
+        if self._decoder.buffered_bytes:
+            records, last_seq, size_bytes = self._with_more(records, last_seq, size_bytes)
         notices: tuple[WireRecord, ...] = ()
         if dropped:
             counts.dropped += dropped
@@ -443,10 +453,9 @@ class Connection(asyncio.Protocol):
             notices = (self._hub.drop_notice(self._source, dropped, session.last_created, until),)
         if records:
             session.last_created = created(records[-1])
-        last_seq = first_seq + count - 1
         counts.records += len(records)
-        counts.received_bytes += len(payload)
-        self._delivering = len(payload)
+        counts.received_bytes += size_bytes
+        self._delivering = size_bytes
         self._delivering_since = self._heard_at
         self._hub.fanout.deliver(
             Delivery(
@@ -457,15 +466,40 @@ class Connection(asyncio.Protocol):
                 dropped=dropped,
                 notices=notices,
                 notice_source=self._hub.own_source,
-                size_bytes=len(payload),
+                size_bytes=size_bytes,
                 on_delivered=lambda: self._delivered(session, last_seq),
             )
         )
 
+    def _with_more(
+        self, records: Sequence[WireRecord], last_seq: int, size_bytes: int
+    ) -> tuple[Sequence[WireRecord], int, int]:
+        """Return what was given and what continues it in the frames that have come too: for all of it costs as one.
+
+        Together no more than a client puts into one batch, so that no connection holds or writes more than it would.
+        """
+        joined = [*records]
+        while last_seq < SEQ_MAX:
+            try:
+                batch = self._decoder.peek()
+                if not isinstance(batch, Batch) or batch.first_seq != last_seq + 1 or batch.dropped or not batch.count:
+                    break
+                if size_bytes + len(batch.payload) > BATCH_BYTES:
+                    break
+                joined += unpack_records(batch)
+            except ProtocolError:  # which is refused in its turn, when these are delivered
+                break
+            self._decoder.next()
+            last_seq += batch.count
+            size_bytes += len(batch.payload)
+            self._delivering_batches += 1
+            self._hub.counts.batches += 1
+        return joined, last_seq, size_bytes
+
     def _delivered(self, session: Session, last_seq: int) -> None:
         """Ack a batch that every ``block`` sink has committed, and go on."""
         self._unacked_bytes += self._delivering
-        self._unacked_batches += 1
+        self._unacked_batches += self._delivering_batches
         self._delivering = 0
         session.last_seq = last_seq
         crash.point("before_ack")

@@ -1,8 +1,8 @@
 """From connections to sinks: a lane for each sink, and what a sink is.
 
-A delivery is one batch on its way. The fan-out offers it to every lane; it is delivered when each ``block`` lane has
-committed it, and only then does its connection read on and ack. A lane gathers what all connections delivered while
-its last write was under way, and for some milliseconds more, and writes that in one call: group commit. One slow
+A delivery is a batch on its way, or small ones that came together. The fan-out offers it to every lane; it is
+delivered when each ``block`` lane has committed it, and only then does its connection read on and ack. A lane gathers
+what all connections delivered while its last write was under way, and writes that in one call: group commit. One slow
 sink delays nobody's lane but its own, and the acks only when it is a ``block`` sink.
 
 Knows asyncio; knows no socket and no file.
@@ -24,7 +24,7 @@ MAX_RETRY_SECONDS = 1.0  # the longest: within it everything goes on when there 
 
 
 class Delivery:
-    """One batch on its way to the sinks.
+    """A batch on its way to the sinks, or small ones that came together.
 
     ``records`` are those of ``session`` from ``first_seq`` on, without gaps. ``dropped`` is how many are missing just
     before them. ``notices`` are the server's own records about this delivery; they stand before its records, in the
@@ -168,7 +168,7 @@ class Missed:
 class Lane:
     """One sink, what waits for it, and what is being written.
 
-    ``when_full="block"``: deliveries wait here until they are committed; they are bounded by one batch a connection.
+    ``when_full="block"``: deliveries wait here until they are committed; they are bounded by a full batch a connection.
     ``"drop_newest"``: at most ``buffer_bytes`` wait; what does not fit is dropped, counted in ``dropped_records``,
     and waits in ``untold`` until the server says it.
 

@@ -92,8 +92,8 @@ DEFINE_BYTES = 64 << 10
 # Clients send at a beat: what is logged between two shares one frame and its system calls. It is that of the monotonic
 # clock, which all processes of a machine share, so that the server reads, commits and acks for all of them together.
 BEAT_SECONDS = 0.007
-ACK_HOLD_SECONDS = 0.5  # a tenth of what a client waits for a sign of life; who cannot wait asks with a heartbeat
-ACK_BATCHES = 8  # so many are acked at once: half of what a client has under way before it waits
+ACK_HOLD_SECONDS = 1.0  # a fifth of what a client waits before it asks; who cannot wait that long asks at once
+ACK_BATCHES = 16  # so many are acked at once: half of what a client has under way before it waits
 # One byte can become an object of 75 (an empty map; our measurement, 2026-11-23). A frame that is larger than a client
 # sends without one large record in it is therefore counted; its arrays and maps may be as many as 64 KiB could hold.
 COUNTED_BYTES = 2 * BATCH_BYTES
@@ -301,6 +301,7 @@ class Decoder:
         self._forms = forms
         self._rest: bytes | bytearray = b""  # what was fed last, or where a frame is not complete, all of it
         self._start = 0  # of what is not yet given out
+        self._shown: tuple[Any, int] | None = None  # the message that peek() returned, and the bytes of its frame
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
@@ -328,21 +329,21 @@ class Decoder:
         Raises ProtocolError for a frame that is too long, is no msgpack, or is no message of this direction. The
         text says what came, and what to do.
         """
+        if self._shown is not None:
+            (message, frame_bytes), self._shown = self._shown, None
+            self._go_past(frame_bytes)
+            return message
         if self.buffered_bytes < _LENGTH.size:
             return None
         rest, start = self._rest, self._start
         (length,) = _LENGTH.unpack_from(rest, start)
         if length > self.max_frame_bytes:
             raise ProtocolError(_explain_length(bytes(rest[start : start + 8]), length, self.max_frame_bytes), 1)
-        left_bytes = self.buffered_bytes - _LENGTH.size - length
-        if left_bytes < 0:
+        if self.buffered_bytes < _LENGTH.size + length:
             return None
         begin = start + _LENGTH.size
         body = rest[begin : begin + length]
-        self.buffered_bytes = left_bytes
-        self._start = begin + length
-        if not left_bytes:  # an idle connection holds nothing
-            self._rest = b""
+        self._go_past(_LENGTH.size + length)
         if body[:1] in (b"}", b"\x80") and body[-1:] == b".":
             raise ProtocolError(
                 "the standard SocketHandler's pickles came, which this server never loads; "
@@ -350,6 +351,24 @@ class Decoder:
                 Refusal.PROTOCOL,
             )
         return self._message(_unpack(body))
+
+    def _go_past(self, frame_bytes: int) -> None:
+        self._start += frame_bytes
+        self.buffered_bytes -= frame_bytes
+        if not self.buffered_bytes:  # an idle connection holds nothing
+            self._rest = b""
+
+    def peek(self) -> Any:
+        """Return what :meth:`next` will, and leave it there. Raises ProtocolError as that does."""
+        if self._shown is None:
+            rest, start, buffered_bytes = self._rest, self._start, self.buffered_bytes
+            try:
+                message = self.next()
+                if message is not None:
+                    self._shown = message, buffered_bytes - self.buffered_bytes
+            finally:
+                self._rest, self._start, self.buffered_bytes = rest, start, buffered_bytes
+        return self._shown[0] if self._shown is not None else None
 
     def _message(self, fields: Any) -> Any:
         if not isinstance(fields, tuple) or not fields or type(fields[0]) is not int:

@@ -5,6 +5,9 @@ in one set of the kernel's (epoll), and the event loop waits for that set. Proce
 when those have come that came at the last one, the loop sleeps until a moment after the next, and then reads all that
 is there. Where there is much, or the beat is only beginning, it reads as soon as something comes.
 
+A thousand clients with a line each now and then come at no beat together. Where they take too much of a core, for
+little each, nothing is read for a while: what one of them sends meanwhile is again one piece of work.
+
 Linux only, where READS_TOGETHER. Elsewhere connections are read by their transports, one by one. Knows asyncio, the
 beat and descriptors; knows no frame, no session and no sink.
 """
@@ -15,7 +18,7 @@ import asyncio
 import os
 import select
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, thread_time
 
 from aiolog.protocol import BEAT_SECONDS
 
@@ -25,6 +28,9 @@ MUCH_BYTES = 64 << 10  # so much at a time gains nothing by more: a batch of a c
 COMPANY_SECONDS = 0.0006  # after a beat: four processes on two cores have sent within half of a millisecond
 LATE_SECONDS = 0.0003  # for the company of one that comes later
 ENOUGH = 7 / 8  # of those that came at the last beat: not all of many come at each
+LITTLE_BYTES = 4 << 10  # of one connection: a read, a frame and a batch of so little cost more than its records
+IDLE_TIMES = 3  # as long as the work for little took, or longer, nothing is read: a quarter of a core is enough for it
+MAX_IDLE_SECONDS = 0.1  # who looks at a file does not see that; nor is an exit, which waits for its ack, seen to last
 
 
 class Reader:
@@ -38,6 +44,7 @@ class Reader:
         self._beat = 0  # the one that came last, counted
         self._came = self._expected = 0  # connections at this beat, and at the one before
         self._is_late = False
+        self._idle: asyncio.TimerHandle | None = None  # while nothing is read
         loop.add_reader(self._ready.fileno(), self._read)
 
     def take(self, transport: asyncio.Transport, protocol: asyncio.Protocol) -> Tap:
@@ -60,6 +67,8 @@ class Reader:
 
     def close(self) -> None:
         """Read no more."""
+        if self._idle is not None:
+            self._idle.cancel()
         self._loop.remove_reader(self._ready.fileno())
         self._ready.close()
         self._taps.clear()
@@ -71,6 +80,7 @@ class Reader:
 
     def _read(self) -> None:
         """Read whatever has come; rest, when all has that is to be expected at this beat."""
+        began = thread_time()
         if self._is_late:
             nap(LATE_SECONDS)
         self._settle()
@@ -78,18 +88,35 @@ class Reader:
         if beat != self._beat:
             self._expected = self._came if beat - self._beat <= 2 else 0
             self._beat, self._came = beat, 0
-        taken_bytes = 0
+        taken_bytes = taken = 0
         for descriptor, _ in self._ready.poll(0):
             tap = self._taps.get(descriptor)
             if tap is not None:  # or one that was read before has closed it
                 self._came += tap.beat != beat
                 tap.beat = beat
+                taken += 1
                 taken_bytes += tap.read()
         # One alone has no company to be waited for.
         is_little = taken_bytes < MUCH_BYTES and self._expected > 1
         self._is_late = is_little and self._came < ENOUGH * self._expected
-        if is_little and not self._is_late:
-            self._loop.call_soon(self._rest)  # once what was read is on its way
+        # Once what was read is on its way.
+        if taken > 1 and taken_bytes < taken * LITTLE_BYTES:
+            self._loop.call_soon(self._idle_or_rest, began, is_little and not self._is_late)
+        elif is_little and not self._is_late:
+            self._loop.call_soon(self._rest)
+
+    def _idle_or_rest(self, began: float, may_rest: bool) -> None:
+        """Read nothing for a while, if the little that came took more than its share of a core; or rest."""
+        seconds = IDLE_TIMES * (thread_time() - began)
+        if seconds > BEAT_SECONDS and self._idle is None and not self._ready.closed:
+            self._loop.remove_reader(self._ready.fileno())
+            self._idle = self._loop.call_later(min(seconds, MAX_IDLE_SECONDS), self._read_on)
+        elif may_rest:
+            self._rest()
+
+    def _read_on(self) -> None:
+        self._idle = None
+        self._loop.add_reader(self._ready.fileno(), self._read)
 
     def _rest(self) -> None:
         """Sleep until the processes of the machine have sent what they log before the next beat.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,12 +15,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from memory import KIB, SITE, MemorySink, World, batch
+from memory import DEFINE, KIB, SITE, MemorySink, World, batch
 
-from aiolog.backlog import Backlog
+from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
 from aiolog.connection import LINGER_SECONDS, MAX_LABEL_CHARS, MAX_LABELS, MAX_UNREAD_ACK_BYTES
 from aiolog.protocol import (
     ACK_BATCHES,
+    BATCH_BYTES,
     VERSION,
     Ack,
     Batch,
@@ -93,17 +96,65 @@ def test_a_batch_is_acked_when_every_block_lane_has_committed_it():
     world.close()
 
 
-def test_the_next_frame_waits_until_the_last_batch_is_delivered(world, sink, client):
-    """One batch a connection is under way, however many were sent."""
+def test_the_next_frames_wait_until_what_came_before_is_delivered(world, sink, client):
+    """One delivery a connection is under way, however much was sent; what waits is then delivered together."""
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"), batch(3, "c"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"), batch(3, "c", "d"), DEFINE, batch(5, "e"))
     world.run()
     assert [len(group) for group in sink.tried] == [1]
     sink.let()
     world.run()
     assert [len(group) for group in sink.tried] == [1, 1, 1]
-    assert sink.messages == ["a", "b", "c"]
-    assert client.said() == [Ack(1), Ack(2), Ack(3)]
+    assert sink.messages == ["a", "b", "c", "d", "e"]
+    assert client.said() == [Ack(1), Ack(4), Ack(5)]
+
+
+FULL = "x" * (BATCH_BYTES // 2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "together"),
+    [
+        pytest.param([batch(1, "a"), batch(2, "b"), batch(3, "c")], [3], id="in order"),
+        pytest.param([batch(1, "a"), batch(2, "b")[:-1]], [1], id="a part of a frame"),
+        pytest.param([batch(1, "a"), batch(3, "b", dropped=1), batch(4, "c")], [1, 2], id="a gap"),
+        pytest.param([batch(1, "a", "b"), batch(2, "b", "c")], [2, 1], id="some came before"),
+        pytest.param([batch(1, "a"), batch(2), batch(2, "b")], [1, 1], id="a heartbeat between"),
+        pytest.param([batch(1, "a"), DEFINE, batch(2, "b")], [1, 1], id="definitions between"),
+        pytest.param([batch(1, FULL), batch(2, "b"), batch(3, FULL)], [2, 1], id="more than a full batch"),
+        pytest.param([batch(1, FULL + FULL), batch(2, "b")], [1, 1], id="a full batch"),
+    ],
+)
+def test_batches_that_came_together_are_delivered_together(world, sink, client, frames, together):
+    """As far as each continues the one before, and no more than a full one; whatever comes next has its own turn."""
+    client.send(*frames)
+    world.run()
+    assert [len(delivery.records) for delivery in sink.deliveries] == together
+    last = sink.deliveries[-1]
+    assert client.said()[-1] == Ack(last.first_seq + len(last.records) - 1)
+    assert (world.server.counts.records, world.server.counts.duplicates) in [(sum(together), 0), (3, 1)]
+
+
+PAYLOAD = b"\x91" + pack_record([1.5, 0, 1, "b"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(batch(3, "b"), id="an undeclared gap"),
+        pytest.param(encode(Batch(2, 1, 0, 0, PAYLOAD)), id="damaged"),
+        pytest.param(encode(Batch(2, 2, 0, zlib.crc32(PAYLOAD), PAYLOAD)), id="of another number"),
+        pytest.param(encode(Ack(1)), id="no message of a client"),
+        pytest.param(b"\0\0\0\2\xc1\xc1", id="no msgpack"),
+    ],
+)
+def test_what_came_before_a_wrong_frame_is_delivered_and_acked(world, sink, client, wrong):
+    """The refusal comes in its turn."""
+    client.send(batch(1, "a"), wrong)
+    world.run()
+    assert kinds(client.said()) == [Ack, Refuse]
+    assert sink.messages == ["a"]
 
 
 def test_reading_stops_only_while_a_whole_frame_waits(world, sink, client):
@@ -404,7 +455,8 @@ def test_an_idle_connection_gives_way_at_once(world, sink, client):
 def test_a_newer_connection_waits_for_a_batch_under_way(world, sink, client):
     """It is welcomed when that is committed, so that nothing is sent twice; BUSY keeps it waiting."""
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"))
     newer = world.client(client.session).hello().send(batch(2, "b"))
     world.look(6)
     assert kinds(newer.said()) == [Busy]
@@ -421,7 +473,8 @@ def test_a_batch_of_a_lost_connection_is_committed_before_the_next_welcome(world
     """Whether the older connection was lost before the HELLO of the newer one or after it."""
     for number, order in enumerate(("lost, hello", "hello, lost"), 1):
         sink.hold()
-        client.send(batch(number, order), batch(number + 1, "not acted on"))
+        client.send(batch(number, order))
+        client.send(batch(number + 1, "not acted on"))
         newer = world.client(client.session)
         for step in order.split(", "):
             if step == "lost":
@@ -486,7 +539,8 @@ def test_a_frame_left_on_an_old_connection_is_not_acted_on(world, sink, client, 
     """A connection that ends just after a batch, with the next in its decoder, must leave that to its successor."""
     newer = world.client(client.session)
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"))
     world.run()
     sink.let()
     # After the lane has told of batch 1, and before the old connection goes on with batch 2:
@@ -527,7 +581,7 @@ def test_who_waited_for_an_older_connection_is_read_no_further(world, sink, clie
     world.run()
     sent = []
     monkeypatch.setattr(newer.transport, "receive", sent.append)
-    newer.hello().send(*(batch(seq, "b") for seq in range(2, 2 + frames)))
+    newer.hello().send(*(batch(seq, FULL) for seq in range(2, 2 + frames)))
     monkeypatch.undo()
     monkeypatch.setattr(world.server, "take", lambda *_: taps.append(Tap()) or taps[-1])
     newer.transport.receive(b"".join(sent))  # all at once: nothing is left in the kernel
@@ -539,7 +593,7 @@ def test_who_waited_for_an_older_connection_is_read_no_further(world, sink, clie
     sink.let()
     world.run()
     assert taps[0].is_reading
-    assert sink.messages == ["a", *"b" * frames]
+    assert sink.messages == ["a", *[FULL] * frames]
 
 
 def test_sessions_do_not_mix(world, sink):
@@ -557,12 +611,13 @@ def test_sessions_do_not_mix(world, sink):
 def test_a_client_that_half_closes_gets_its_acks(world, sink, client):
     """All frames that came before are acted on, then the connection closes."""
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"), batch(3, "c"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"), batch(3, "c"), DEFINE, batch(4, "d"))
     client.transport.end()
     sink.let()
     world.run()
-    assert client.said() == [Ack(1), Ack(2), Ack(3)]
-    assert sink.messages == ["a", "b", "c"]
+    assert client.said() == [Ack(1), Ack(3), Ack(4)]
+    assert sink.messages == ["a", "b", "c", "d"]
     assert world.server.connections == set()
 
 
@@ -602,7 +657,8 @@ def test_part_without_a_batch_under_way_half_closes(world, client):
 def test_part_with_a_batch_under_way_acks_it_first(world, sink, client):
     """That batch is the last one; a whole frame that waits behind it stays with the client."""
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"))
     client.connection.part()
     world.run()
     assert not client.transport.eof
@@ -620,7 +676,8 @@ def test_part_with_a_batch_under_way_acks_it_first(world, sink, client):
 def test_part_between_an_ack_and_the_next_frame_acts_on_no_more(world, sink, client):
     """Nothing is acked after the half-close."""
     sink.hold()
-    client.send(batch(1, "a"), batch(2, "b"))
+    client.send(batch(1, "a"))
+    client.send(batch(2, "b"))
     world.run()
     sink.let()
     world.loop.call_soon(client.connection.part)
@@ -820,7 +877,7 @@ def test_a_batch_of_a_lost_connection_is_still_held(world, sink):
     """Or processes that come, send and go would fill the memory behind a stuck sink."""
     sink.hold()
     for _ in range(10):
-        client = world.client().hello().send(batch(1, "x" * 10 * KIB), batch(2, "y" * 10 * KIB))
+        client = world.client().hello().send(batch(1, "x" * 10 * KIB)).send(batch(2, "y" * 10 * KIB))
         client.transport.lose()
         world.run()
     assert 100 * KIB < world.server.held_bytes < 110 * KIB
@@ -1058,15 +1115,15 @@ def test_acks_of_small_batches_are_held(sink):
 
 
 def test_much_is_acked_at_once_and_a_heartbeat_too(sink):
-    """From 8 KiB unacked on no ack is held; a heartbeat gets the one that is."""
+    """From 16 KiB unacked on no ack is held; a heartbeat gets the one that is."""
     world = World([sink], ack_hold_seconds=0.05)
     client = world.client().hello()
     client.send(batch(1, "a"))
     world.run()
-    client.send(batch(2, "b" * 5_000))
+    client.send(batch(2, "b" * 10_000))
     world.run()
     assert client.said()[1:] == [Ack(1)]
-    client.send(batch(3, "c" * 5_000))
+    client.send(batch(3, "c" * 10_000))
     world.run()
     assert client.said() == [Ack(3)]
     client.send(batch(4, "d"))
@@ -1080,8 +1137,27 @@ def test_much_is_acked_at_once_and_a_heartbeat_too(sink):
     world.close()
 
 
-def test_eight_batches_are_acked_at_once(sink):
-    """However small they are: a client waits when sixteen are under way."""
+def test_a_client_with_the_smallest_buffer_waits_for_no_held_ack(sink):
+    """What it may send without one is what is acked at once."""
+    world = World([sink], ack_hold_seconds=1.0)
+    client = world.client().hello()
+    backlog = Backlog(MIN_BUFFER_BYTES)
+    for number in range(40):
+        for _ in range(12):  # so that bytes count, and not batches
+            backlog.put(pack_record([1.5, 0, 1, f"{number:100}"]))
+        while (frame := backlog.next_frame(1 << 20)) is not None:
+            client.send(frame)
+            world.run()
+            for message in client.said():
+                if isinstance(message, Ack):
+                    backlog.ack(message.seq)
+        assert not backlog.has_unsent
+    assert len(sink.messages) == 480
+    world.close()
+
+
+def test_many_batches_are_acked_at_once(sink):
+    """However small they are: a client waits when twice as many are under way."""
     world = World([sink], ack_hold_seconds=0.5)
     client = world.client().hello()
     client.send(batch(1, "a"))

@@ -161,6 +161,36 @@ def test_any_split_of_the_bytes_gives_the_same_messages(messages, steps):
     assert decoder.buffered_bytes == 0
 
 
+@relaxed
+@given(st.lists(client_messages, max_size=8), st.integers(1, 400), st.integers(0, 3))
+def test_what_is_shown_is_what_comes_next(messages, step, looks):
+    """``peek`` takes nothing, however often it is called and whatever is fed in between."""
+    stream = b"".join(map(encode, messages))
+    decoder, plain = Decoder(FROM_CLIENT), Decoder(FROM_CLIENT)
+    for position in range(0, len(stream), step):
+        for each in (decoder, plain):
+            each.feed(stream[position : position + step])
+        for _ in range(looks):
+            shown = decoder.peek()
+            assert decoder.buffered_bytes == plain.buffered_bytes
+            assert decoder.has_frame() == plain.has_frame() == (shown is not None)
+        if position % 2:  # else it waits, shown, for more to be fed
+            assert (message := decoder.next()) == plain.next()
+            assert not looks or message == shown
+    assert drained(decoder) == drained(plain)
+    assert decoder.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("body", [b"\xc1", b"\x91\x63", b"\x92\x04\x01"])
+def test_a_wrong_frame_is_refused_when_it_is_shown_and_in_its_turn(body):
+    """Whoever looks ahead need not act on it, and loses nothing of it."""
+    decoder = Decoder(FROM_CLIENT)
+    decoder.feed(framed(body))
+    for look in (decoder.peek, decoder.peek, decoder.next):
+        with pytest.raises(ProtocolError):
+            look()
+
+
 def test_byte_by_byte_and_all_at_once():
     """The two extremes of a split."""
     messages = [Bye(), Batch(1, 0, 0, 0, b"x" * 1000), Define(((1, 2),)), Bye()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 from contextlib import asynccontextmanager
@@ -12,7 +13,15 @@ import uvloop
 
 from aiolog import reading
 from aiolog.protocol import BEAT_SECONDS
-from aiolog.reading import COMPANY_SECONDS, LATE_SECONDS, MUCH_BYTES, Reader
+from aiolog.reading import (
+    COMPANY_SECONDS,
+    IDLE_TIMES,
+    LATE_SECONDS,
+    LITTLE_BYTES,
+    MAX_IDLE_SECONDS,
+    MUCH_BYTES,
+    Reader,
+)
 
 pytestmark = pytest.mark.skipif(not reading.READS_TOGETHER, reason="there is no epoll here")
 
@@ -89,12 +98,15 @@ async def until(condition):
 async def world():
     made = World(asyncio.get_running_loop())
     made.listener = await made.loop.create_server(lambda: Peer(made), "127.0.0.1", 0)
-    yield made
-    for peer in made.peers:
-        peer.transport.abort()
-    made.listener.close()
-    await asyncio.sleep(0)
-    made.reader.close()
+    try:
+        yield made
+    finally:
+        for peer in made.peers:
+            peer.transport.abort()
+        made.listener.close()
+        await asyncio.sleep(0)
+        if not made.reader._ready.closed:
+            made.reader.close()
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -264,6 +276,99 @@ def test_where_there_is_much_nobody_rests(beats):
         assert await world.at(12, b"c", b"c") == [A_REST]
 
     beats(play)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Return how to say what each turn of reading shall cost from now on, in seconds of the processor."""
+
+    def costs(seconds):
+        moments = itertools.count(0.0, seconds)
+        monkeypatch.setattr(reading, "thread_time", lambda: next(moments))
+
+    costs(0.0)
+    return costs
+
+
+async def both_read(world, data):
+    """Send these from the first two clients, in one turn of the loop, and wait until both have come."""
+    lengths = [len(peer.data) + len(data) for _, peer in world.pairs]
+    for client, _ in world.pairs:
+        client.sendall(data)
+    await until(lambda: [len(peer.data) for _, peer in world.pairs] == lengths)
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 10.0])
+def test_little_that_takes_long_is_left_for_a_while(run, work, seconds):
+    """As long as it took three times over, and a tenth of a second at most; then all is read together."""
+
+    async def play(world):
+        world.pairs = [await world.connect() for _ in range(2)]
+        work(seconds)
+        await both_read(world, b"a")
+        left = world.reader._idle.when() - world.loop.time()
+        assert min(IDLE_TIMES * seconds, MAX_IDLE_SECONDS) / 2 < left <= MAX_IDLE_SECONDS
+        reads = len(world.settled)
+        for n in range(5):
+            for client, _ in world.pairs:
+                client.sendall(b"%d" % n)
+            await asyncio.sleep(0)
+        assert len(world.settled) == reads
+        await until(lambda: all(peer.data == b"a01234" for _, peer in world.pairs))
+        assert len(world.settled) == reads + 1
+        assert all(peer.seen == [b"a", b"01234"] for _, peer in world.pairs)
+        for client, _ in world.pairs:
+            client.close()
+
+    run(play)
+
+
+@pytest.mark.parametrize("data", [b"quick", bytes(LITTLE_BYTES)])
+def test_what_took_no_time_or_is_much_is_followed_at_once(run, work, data):
+    """Little that is quickly done, and batches that are large enough however long they take."""
+
+    async def play(world):
+        world.pairs = [await world.connect() for _ in range(2)]
+        work(0.0 if data == b"quick" else 0.01)
+        for _ in range(3):
+            await both_read(world, data)
+            assert world.reader._idle is None
+        for client, _ in world.pairs:
+            client.close()
+
+    run(play)
+
+
+def test_one_alone_is_read_at_once_however_long_it_takes(run, work):
+    """There is nobody to be read together with."""
+
+    async def play(world):
+        world.pairs = [await world.connect()]
+        work(0.01)
+        for _ in range(3):
+            await both_read(world, b"a")
+            assert world.reader._idle is None
+        world.pairs[0][0].close()
+
+    run(play)
+
+
+def test_a_reader_may_close_while_nothing_is_read(run, work):
+    """No timer comes back to a closed set."""
+
+    async def play(world):
+        world.pairs = [await world.connect() for _ in range(2)]
+        work(0.01)
+        await both_read(world, b"a")
+        assert world.reader._idle is not None
+        world.reader.close()
+        await asyncio.sleep(2 * MAX_IDLE_SECONDS)
+        assert world.faults == []
+        for client, _ in world.pairs:
+            client.close()
+
+    run(play)
 
 
 def test_who_is_paused_is_not_read(run):
