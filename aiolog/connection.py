@@ -48,8 +48,6 @@ MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them 
 # So much is acked at once, and the first batch after a pause; less is held, see ACK. It is what a client with the
 # smallest buffer sends before it waits.
 ACK_BYTES = 16 << 10
-MAX_LABELS = 64
-MAX_LABEL_CHARS = 1_024
 
 
 class Limits(NamedTuple):
@@ -349,7 +347,7 @@ class Connection(asyncio.Protocol):
         if session is None:
             self._refuse(Refusal.FULL, "too many sessions are open. Raise server.max_sessions, or try again later")
             return
-        self._source = session.source = _source(hello)
+        self._source = session.source = Source.of(hello)
         session.is_missed = False
         self._hello = hello
         before, session.connection = session.connection, self
@@ -590,20 +588,3 @@ class Connection(asyncio.Protocol):
 def created(wire: Any) -> Any:
     """Return the moment of a record of whatever form."""
     return wire[0] if isinstance(wire, tuple) and wire else None
-
-
-def _source(hello: Hello) -> Source:
-    """Return the process that a HELLO describes, its texts cut to sane lengths."""
-    labels = list(hello.labels.items())[:MAX_LABELS]
-    return Source(
-        app=hello.app[:MAX_NAME_CHARS],
-        host=hello.host[:MAX_NAME_CHARS],
-        pid=hello.pid,
-        process_name=hello.process_name[:MAX_NAME_CHARS] if hello.process_name is not None else None,
-        labels={
-            name[:MAX_LABEL_CHARS]: value[:MAX_LABEL_CHARS]
-            for name, value in labels
-            if isinstance(name, str) and isinstance(value, str)
-        },
-        start_time=hello.start_time,
-    )

@@ -37,6 +37,8 @@ MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one
 MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
 MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
+MAX_LABELS = 64  # of one process: a dozen of the orchestrator's, and the service's own
+MAX_LABEL_CHARS = 1_024  # of a label's name or value
 MAX_PLAIN_CHARS = 96 << 10  # up to here a message alone cannot make a record too large, however wide its characters
 MAX_OBJECT_CHARS = 4 << 10  # of the text of an object that nobody knows: a table or a tensor is no field
 MAX_TRACE_CHARS = 64 << 10  # of an exception's or a stack's text: about 800 frames
@@ -179,6 +181,23 @@ class Source:
         self.start_time = start_time
         self.definitions: dict[int, Definition] = {}
         self.plans: dict[object, dict[Any, Any]] = {}
+
+    @classmethod
+    def of(cls, hello: Any) -> Source:
+        """Return the process that a HELLO describes, its texts cut to sane lengths."""
+        process_name = hello.process_name
+        return cls(
+            app=hello.app[:MAX_NAME_CHARS],
+            host=hello.host[:MAX_NAME_CHARS],
+            pid=hello.pid,
+            process_name=process_name[:MAX_NAME_CHARS] if process_name is not None else None,
+            labels={
+                name[:MAX_LABEL_CHARS]: value[:MAX_LABEL_CHARS]
+                for name, value in list(hello.labels.items())[:MAX_LABELS]
+                if isinstance(name, str) and isinstance(value, str)
+            },
+            start_time=hello.start_time,
+        )
 
     def define(self, fields: Sequence[Any]) -> None:
         """Add the next definition. Raises ``ValueError`` for a wrong number of fields."""

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from aiolog import crash
 from aiolog.errors import reason
+from aiolog.segments import DAMAGED_SUFFIX, Home, SpoolError
 from aiolog.sender import Endpoint, Sender
-from aiolog.spool import DAMAGED_SUFFIX, Home, Orphan, SpoolError
+from aiolog.spool import Orphan
 
 BUFFER_BYTES = 4 << 20  # a quarter of it is under way at a time, and so in memory
 KEEP_SECONDS = 7 * 86_400  # as long as a server remembers a session; later, nothing tells what it had already

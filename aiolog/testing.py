@@ -192,14 +192,7 @@ class Collector:
         with self._changed:
             last_seq = self._last_seqs.setdefault(hello.session, hello.acked)
         sock.sendall(encode(Welcome(VERSION, "collector", last_seq, WINDOW_BYTES, "written")))
-        return Source(
-            app=hello.app,
-            host=hello.host,
-            pid=hello.pid,
-            process_name=hello.process_name,
-            labels=hello.labels,
-            start_time=hello.start_time,
-        )
+        return Source.of(hello)
 
     def _keep(self, session: bytes, source: Source, batch: Batch) -> int:
         """Keep what is new of a batch; return up to where all is kept. Raises ProtocolError."""

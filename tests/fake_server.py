@@ -162,14 +162,7 @@ class Peer:
         server = self.server
         if isinstance(message, Hello):
             self.hello = message
-            self.source = Source(
-                app=message.app,
-                host=message.host,
-                pid=message.pid,
-                process_name=message.process_name,
-                labels=message.labels,
-                start_time=message.start_time,
-            )
+            self.source = Source.of(message)
             server.on_hello(self, message)
         elif isinstance(message, Define):
             for fields in message.sites:

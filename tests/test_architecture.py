@@ -39,9 +39,10 @@ LAYERS = """
     filters       | errors record formatting                             |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
-    spool         | errors crash protocol backlog                        |
+    segments      | errors crash protocol                                |
+    spool         | errors crash protocol backlog segments               |
     sender        | errors crash protocol backlog                        |
-    recovery      | errors crash spool sender                            |
+    recovery      | errors crash segments spool sender                   |
     handler       | context labels redaction record protocol backlog     |
                   | spool sender recovery                                |
     configure     | labels handler                                       |

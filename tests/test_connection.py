@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from memory import DEFINE, KIB, SITE, MemorySink, World, batch
 
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
-from aiolog.connection import LINGER_SECONDS, MAX_LABEL_CHARS, MAX_LABELS, MAX_UNREAD_ACK_BYTES
+from aiolog.connection import LINGER_SECONDS, MAX_UNREAD_ACK_BYTES
 from aiolog.protocol import (
     ACK_BATCHES,
     BATCH_BYTES,
@@ -34,7 +34,7 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.record import MAX_NAME_CHARS, MAX_SITES, MAX_THREADS
+from aiolog.record import MAX_LABEL_CHARS, MAX_LABELS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS
 from aiolog.server import ENDED_SECONDS
 
 BYE = encode(Bye())

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from test_backlog import BacklogMachine, Producer, ServerSession, alarm, packed, sent, switching  # noqa: F401
 
-from aiolog import spool as spool_module
+from aiolog import segments
 from aiolog.backlog import REASONS
 from aiolog.errors import ProtocolError
 from aiolog.protocol import VERSION, Hello
-from aiolog.spool import HEADER_BYTES, Home, Orphan, Segment, Spool, SpoolError
+from aiolog.segments import HEADER_BYTES, Home, Segment, SpoolError
+from aiolog.spool import Orphan, Spool
 
 DEFINITIONS = [("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main"), (1, "MainThread")]
 
@@ -112,7 +113,7 @@ def spool_number(record):
 def _no_descriptor_is_left():
     """Every test closes what it opens, by abandoning it as a fork would."""
     yield
-    for home in list(spool_module._homes):
+    for home in list(segments._homes):
         home.release()
 
 
@@ -183,15 +184,15 @@ class SpoolMachine(BacklogMachine):
     def memory_is_bounded(self):
         if (spool := getattr(self, "backlog", None)) is None:
             return
-        segments = [*spool._passed, *chain(spool)]
-        on_disk = sum(s.size_bytes for s in segments if s.path and s.home)
-        in_memory = sum(s.size_bytes for s in segments if not s.path)
+        held = [*spool._passed, *chain(spool)]
+        on_disk = sum(s.size_bytes for s in held if s.path and s.home)
+        in_memory = sum(s.size_bytes for s in held if not s.path)
         assert (spool._file_bytes, spool._memory_bytes) == (on_disk, in_memory)
         largest = max(self.largest_bytes + HEADER_BYTES + 8, spool.max_bytes // 8)
         assert on_disk <= spool.max_bytes + 2 * largest  # a put, and a gap that must be told
         assert spool.size_bytes >= 0
         if self.home.is_dir():
-            assert len(files(self.home)) <= len(segments) + 1
+            assert len(files(self.home)) <= len(held) + 1
 
     def teardown(self):
         if (spool := getattr(self, "backlog", None)) is None:
@@ -474,7 +475,7 @@ def test_a_record_whose_writer_died_in_the_act(tmp_path):
     end = len(content.rstrip(b"\0"))
     with path.open("r+b") as file:
         file.seek(end)
-        file.write(spool_module._entry(packed(6, 1_000))[:700])
+        file.write(segments.entry(packed(6, 1_000))[:700])
     orphan = adopt(tmp_path)
     assert assert_prefix(orphan) == [1, 2, 3, 4, 5]
     assert not orphan.is_damaged
