@@ -96,7 +96,7 @@ def test_a_file_system_that_becomes_read_only(tmp_path):
             time.sleep(1)
             trigger.write_text("for a test")
             until(lambda: "cannot write" in stage.server.stderr or "ALERT" in stage.server.stderr, 20, "it says so")
-            time.sleep(0.5)
+            time.sleep(ACK_HOLD_SECONDS + 0.5)  # of what was written before
             acked = sum(worker.book.acked for worker in workers)
             time.sleep(1.5)
             assert sum(worker.book.acked for worker in workers) == acked
