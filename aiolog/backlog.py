@@ -21,9 +21,8 @@ from collections import deque
 from itertools import accumulate, islice
 
 from aiolog.errors import ProtocolError
-from aiolog.protocol import BATCH_BYTES, MAX_BATCH_RECORDS, SEQ_MAX, batch_frame
+from aiolog.protocol import BATCH_BYTES, MAX_BATCH_RECORDS, RECORD_OVERHEAD_BYTES, SEQ_MAX, batch_frame
 
-RECORD_OVERHEAD_BYTES = 48  # a bytes object's header (33), its slot in the deque (8), and malloc's rounding
 MIN_BUFFER_BYTES = 64 << 10  # below this a window holds no useful batch
 MIN_SPOOL_BYTES = 1 << 20  # eight segments of 128 KiB: below that, one large record is most of it
 MIN_BATCH_BYTES = 1 << 10  # smaller than a packet is no use on any path
@@ -110,6 +109,11 @@ class Backlog:
     def is_over(self) -> bool:
         """Whether more than :attr:`limit_bytes` is held."""
         return self.size_bytes > self.buffer_bytes
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether so much is held that acks should be looked for: with small records before many batches are sent."""
+        return self.size_bytes > self.limit_bytes // 4
 
     @property
     def is_empty(self) -> bool:

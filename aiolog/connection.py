@@ -23,7 +23,9 @@ from aiolog.protocol import (
     ACK_BATCHES,
     BATCH_BYTES,
     FROM_CLIENT,
+    MAX_BATCH_RECORDS,
     MAX_HELLO_BYTES,
+    RECORD_OVERHEAD_BYTES,
     SEQ_MAX,
     SESSION_BYTES,
     VERSION,
@@ -45,8 +47,8 @@ from aiolog.report import Report
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
 MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them is not one
-# So much is acked at once, and the first batch after a pause; less is held, see ACK. It is what a client with the
-# smallest buffer sends before it waits.
+# So much is acked at once, as a client counts it, and the first batch after a pause; less is held, see ACK. It is a
+# quarter of the smallest buffer, after which that client would wait.
 ACK_BYTES = 16 << 10
 
 
@@ -478,16 +480,11 @@ class Connection(asyncio.Protocol):
         """
         joined = [*records]
         while last_seq < SEQ_MAX:
-            try:
-                batch = self._decoder.peek()
-                if not isinstance(batch, Batch) or batch.first_seq != last_seq + 1 or batch.dropped or not batch.count:
-                    break
-                if size_bytes + len(batch.payload) > BATCH_BYTES:
-                    break
-                joined += unpack_records(batch)
-            except ProtocolError:  # which is refused in its turn, when these are delivered
+            more = self._decoder.next_part(last_seq + 1, BATCH_BYTES - size_bytes, MAX_BATCH_RECORDS - len(joined))
+            if more is None:
                 break
-            self._decoder.next()
+            batch, its_records = more
+            joined += its_records
             last_seq += batch.count
             size_bytes += len(batch.payload)
             self._delivering_batches += 1
@@ -496,7 +493,7 @@ class Connection(asyncio.Protocol):
 
     def _delivered(self, session: Session, last_seq: int) -> None:
         """Ack a batch that every ``block`` sink has committed, and go on."""
-        self._unacked_bytes += self._delivering
+        self._unacked_bytes += self._delivering + RECORD_OVERHEAD_BYTES * (last_seq - session.last_seq)
         self._unacked_batches += self._delivering_batches
         self._delivering = 0
         session.last_seq = last_seq
@@ -559,6 +556,7 @@ class Connection(asyncio.Protocol):
         self._hub.counts.refused += 1
         if code not in (Refusal.SUPERSEDED, Refusal.STOPPING):
             self._complain(f"was refused: {text}")
+        self._settle_ack()  # a client hears nothing that comes after this
         self._send(encode(Refuse(code, text)))
         self.part()
 

@@ -83,6 +83,9 @@ MAX_FRAME_BYTES = 1 << 20  # a batch of about 10,000 lines; rsyslog's limit for 
 MAX_HELLO_BYTES = 64 << 10  # before it has said who it is, a peer gets no more memory than this
 MAX_RECORD_BYTES = 512 << 10  # half a frame, so that a record always fits one with its neighbours' headers
 MAX_BATCH_RECORDS = 2_048  # of any size; a batch of short lines has 1,300
+# What a client counts for each record that it holds beside its bytes: a bytes object's header (33), its slot in the
+# backlog's deque (8), and malloc's rounding. The server counts so too, before it acks.
+RECORD_OVERHEAD_BYTES = 48
 # msgpack makes room for an array when its header comes, at each of 1,024 levels: 3,000 bytes of nested headers take
 # 16 MB for a moment at this length, and 130 MB at 16,384.
 MAX_ARRAY_LEN = 2_048
@@ -101,6 +104,7 @@ MAX_CONTAINERS = 65_536
 SEQ_MAX = 1 << 62
 
 _LENGTH = struct.Struct(">L")
+_BATCH_HEAD = b"\x96\x03"  # how the array of a BATCH begins: six elements, the type first
 _ARRAY_32 = struct.Struct(">BL")
 _ARRAY_32_TAG = 0xDD
 
@@ -301,7 +305,6 @@ class Decoder:
         self._forms = forms
         self._rest: bytes | bytearray = b""  # what was fed last, or where a frame is not complete, all of it
         self._start = 0  # of what is not yet given out
-        self._shown: tuple[Any, int] | None = None  # the message that peek() returned, and the bytes of its frame
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
@@ -329,10 +332,6 @@ class Decoder:
         Raises ProtocolError for a frame that is too long, is no msgpack, or is no message of this direction. The
         text says what came, and what to do.
         """
-        if self._shown is not None:
-            (message, frame_bytes), self._shown = self._shown, None
-            self._go_past(frame_bytes)
-            return message
         if self.buffered_bytes < _LENGTH.size:
             return None
         rest, start = self._rest, self._start
@@ -358,17 +357,24 @@ class Decoder:
         if not self.buffered_bytes:  # an idle connection holds nothing
             self._rest = b""
 
-    def peek(self) -> Any:
-        """Return what :meth:`next` will, and leave it there. Raises ProtocolError as that does."""
-        if self._shown is None:
-            rest, start, buffered_bytes = self._rest, self._start, self.buffered_bytes
-            try:
-                message = self.next()
-                if message is not None:
-                    self._shown = message, buffered_bytes - self.buffered_bytes
-            finally:
-                self._rest, self._start, self.buffered_bytes = rest, start, buffered_bytes
-        return self._shown[0] if self._shown is not None else None
+    def next_part(self, seq: int, max_bytes: int, max_records: int) -> tuple[Batch, tuple[Sequence[Any], ...]] | None:
+        """Return the next message and its records, if it is a sound BATCH that begins at ``seq`` and misses nothing.
+
+        Any other, and one that is larger than that, is left to :meth:`next`, and nothing is kept of it.
+        """
+        rest, start, buffered_bytes = self._rest, self._start, self.buffered_bytes
+        if not rest.startswith(_BATCH_HEAD, start + _LENGTH.size):  # looked at before anything is made of it
+            return None
+        if _LENGTH.unpack_from(rest, start)[0] > max_bytes:
+            return None
+        try:
+            batch = self.next()
+            if batch is not None and 0 < batch.count <= max_records and (batch.first_seq, batch.dropped) == (seq, 0):
+                return batch, unpack_records(batch)
+        except ProtocolError:  # raised again in its turn
+            pass
+        self._rest, self._start, self.buffered_bytes = rest, start, buffered_bytes
+        return None
 
     def _message(self, fields: Any) -> Any:
         if not isinstance(fields, tuple) or not fields or type(fields[0]) is not int:

@@ -5,8 +5,8 @@ in one set of the kernel's (epoll), and the event loop waits for that set. Proce
 when those have come that came at the last one, the loop sleeps until a moment after the next, and then reads all that
 is there. Where there is much, or the beat is only beginning, it reads as soon as something comes.
 
-A thousand clients with a line each now and then come at no beat together. Where they take too much of a core, for
-little each, nothing is read for a while: what one of them sends meanwhile is again one piece of work.
+A thousand clients with a line each now and then come at no beat together. Where they take too much of a core, and
+none of them is in a hurry, nothing is read for a while: what one of them sends meanwhile is again one piece of work.
 
 Linux only, where READS_TOGETHER. Elsewhere connections are read by their transports, one by one. Knows asyncio, the
 beat and descriptors; knows no frame, no session and no sink.
@@ -28,9 +28,10 @@ MUCH_BYTES = 64 << 10  # so much at a time gains nothing by more: a batch of a c
 COMPANY_SECONDS = 0.0006  # after a beat: four processes on two cores have sent within half of a millisecond
 LATE_SECONDS = 0.0003  # for the company of one that comes later
 ENOUGH = 7 / 8  # of those that came at the last beat: not all of many come at each
-LITTLE_BYTES = 4 << 10  # of one connection: a read, a frame and a batch of so little cost more than its records
+MANY = 64  # connections: few that are expensive may be bad ones, and the others are not to wait for them
+LITTLE_BYTES = 4 << 10  # a connection that brought more is in a hurry, and its buffer may be full
 IDLE_TIMES = 3  # as long as the work for little took, or longer, nothing is read: a quarter of a core is enough for it
-MAX_IDLE_SECONDS = 0.1  # who looks at a file does not see that; nor is an exit, which waits for its ack, seen to last
+MAX_IDLE_SECONDS = 0.05  # half of what a log call waits for room by default; who looks at a file does not see it
 
 
 class Reader:
@@ -88,19 +89,18 @@ class Reader:
         if beat != self._beat:
             self._expected = self._came if beat - self._beat <= 2 else 0
             self._beat, self._came = beat, 0
-        taken_bytes = taken = 0
+        taken = []  # bytes, of each connection that came
         for descriptor, _ in self._ready.poll(0):
             tap = self._taps.get(descriptor)
             if tap is not None:  # or one that was read before has closed it
                 self._came += tap.beat != beat
                 tap.beat = beat
-                taken += 1
-                taken_bytes += tap.read()
+                taken.append(tap.read())
         # One alone has no company to be waited for.
-        is_little = taken_bytes < MUCH_BYTES and self._expected > 1
+        is_little = self._expected > 1 and sum(taken) < MUCH_BYTES
         self._is_late = is_little and self._came < ENOUGH * self._expected
         # Once what was read is on its way.
-        if taken > 1 and taken_bytes < taken * LITTLE_BYTES:
+        if len(taken) >= MANY and max(taken) < LITTLE_BYTES:
             self._loop.call_soon(self._idle_or_rest, began, is_little and not self._is_late)
         elif is_little and not self._is_late:
             self._loop.call_soon(self._rest)

@@ -530,7 +530,7 @@ class Sender:
                     self._owe()
                 # To the microsecond, which a selector does not: all processes of the machine send together.
                 self._beat.acquire(timeout=min(seconds, link.due - now))
-                if backlog.under_way >= ACK_BATCHES or silent_seconds >= heartbeat_seconds:
+                if backlog.under_way >= ACK_BATCHES or backlog.is_filling or silent_seconds >= heartbeat_seconds:
                     self._receive(link)
                 continue
             else:

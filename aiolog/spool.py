@@ -25,9 +25,9 @@ from typing import Any
 from zlib import crc32
 
 from aiolog import crash
-from aiolog.backlog import RECORD_OVERHEAD_BYTES, Backlog, Mark
+from aiolog.backlog import Backlog, Mark
 from aiolog.errors import reason as reason_of
-from aiolog.protocol import MAX_BATCH_RECORDS, Hello
+from aiolog.protocol import MAX_BATCH_RECORDS, RECORD_OVERHEAD_BYTES, Hello
 from aiolog.segments import (
     ENTRY,
     ENTRY_BYTES,

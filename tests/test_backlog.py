@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aiolog.backlog import MIN_BUFFER_BYTES, REASONS, RECORD_OVERHEAD_BYTES, Backlog
+from aiolog.backlog import MIN_BUFFER_BYTES, REASONS, Backlog
 from aiolog.errors import ProtocolError
 from aiolog.protocol import (
     BATCH_BYTES,
@@ -29,6 +29,7 @@ from aiolog.protocol import (
     MAX_BATCH_RECORDS,
     MAX_FRAME_BYTES,
     MAX_RECORD_BYTES,
+    RECORD_OVERHEAD_BYTES,
     Batch,
     Decoder,
     pack_record,

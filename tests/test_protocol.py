@@ -8,6 +8,7 @@ import itertools
 import logging
 import logging.handlers
 import pickle
+import re
 import struct
 import time
 import tracemalloc
@@ -161,34 +162,53 @@ def test_any_split_of_the_bytes_gives_the_same_messages(messages, steps):
     assert decoder.buffered_bytes == 0
 
 
-@relaxed
-@given(st.lists(client_messages, max_size=8), st.integers(1, 400), st.integers(0, 3))
-def test_what_is_shown_is_what_comes_next(messages, step, looks):
-    """``peek`` takes nothing, however often it is called and whatever is fed in between."""
-    stream = b"".join(map(encode, messages))
+def parts(*batches):
+    """Return the frames of batches of some records: first_seq, records, dropped."""
+    return b"".join(batch_frame(first, dropped, [pack_record(["x"])] * count) for first, count, dropped in batches)
+
+
+@pytest.mark.parametrize(
+    ("stream", "taken"),
+    [
+        pytest.param(parts((2, 1, 0)), True, id="the next"),
+        pytest.param(parts((2, 5, 0)), True, id="of some records"),
+        pytest.param(parts((2, 6, 0)), False, id="of too many"),
+        pytest.param(parts((3, 1, 0)), False, id="not the next"),
+        pytest.param(parts((2, 1, 1)), False, id="something is missing before it"),
+        pytest.param(parts((2, 0, 0)), False, id="a heartbeat"),
+        pytest.param(parts((2, 1, 0))[:-1], False, id="not whole"),
+        pytest.param(parts((2, 1, 0))[:5], False, id="hardly begun"),
+        pytest.param(b"", False, id="nothing"),
+        pytest.param(encode(Define([["t", 1]])), False, id="another message"),
+        pytest.param(encode(Batch(2, 1, 0, 0, b"\x91\xa1x")), False, id="damaged"),
+        pytest.param(encode(Batch(2, 2, 0, zlib.crc32(b"\x91\xa1x"), b"\x91\xa1x")), False, id="of another number"),
+        pytest.param(framed(b"\x96\x03\xc1"), False, id="no msgpack"),
+        pytest.param(encode(Batch(2, 1, 0, 0, bytes(200))), False, id="too long"),
+        pytest.param(struct.pack(">L", MAX_FRAME_BYTES + 1) + b"\x96\x03", False, id="far too long"),
+    ],
+)
+def test_only_a_batch_that_continues_is_the_next_part(stream, taken):
+    """Whatever else comes is left as it was, for its turn, and nothing is kept of it."""
     decoder, plain = Decoder(FROM_CLIENT), Decoder(FROM_CLIENT)
-    for position in range(0, len(stream), step):
+    for each in (decoder, plain):
+        each.feed(parts((1, 1, 0)) + stream + encode(Bye()) * taken)
+        each.next()
+    found = decoder.next_part(2, 100, 5)
+    if taken:
+        assert found == (plain.next(), (("x",),) * found[0].count)
+    else:
+        assert found is None
+    for _ in range(2):
+        try:
+            expected = plain.next()
+        except ProtocolError as error:
+            with pytest.raises(ProtocolError, match=re.escape(str(error))):
+                decoder.next()
+            return
+        assert decoder.next() == expected
+        assert decoder.buffered_bytes == plain.buffered_bytes
         for each in (decoder, plain):
-            each.feed(stream[position : position + step])
-        for _ in range(looks):
-            shown = decoder.peek()
-            assert decoder.buffered_bytes == plain.buffered_bytes
-            assert decoder.has_frame() == plain.has_frame() == (shown is not None)
-        if position % 2:  # else it waits, shown, for more to be fed
-            assert (message := decoder.next()) == plain.next()
-            assert not looks or message == shown
-    assert drained(decoder) == drained(plain)
-    assert decoder.buffered_bytes == 0
-
-
-@pytest.mark.parametrize("body", [b"\xc1", b"\x91\x63", b"\x92\x04\x01"])
-def test_a_wrong_frame_is_refused_when_it_is_shown_and_in_its_turn(body):
-    """Whoever looks ahead need not act on it, and loses nothing of it."""
-    decoder = Decoder(FROM_CLIENT)
-    decoder.feed(framed(body))
-    for look in (decoder.peek, decoder.peek, decoder.next):
-        with pytest.raises(ProtocolError):
-            look()
+            each.feed(b"\0")
 
 
 def test_byte_by_byte_and_all_at_once():

@@ -287,6 +287,7 @@ def work(monkeypatch):
         monkeypatch.setattr(reading, "thread_time", lambda: next(moments))
 
     costs(0.0)
+    monkeypatch.setattr(reading, "MANY", 2)
     return costs
 
 
@@ -301,7 +302,7 @@ async def both_read(world, data):
 
 @pytest.mark.parametrize("seconds", [0.01, 10.0])
 def test_little_that_takes_long_is_left_for_a_while(run, work, seconds):
-    """As long as it took three times over, and a tenth of a second at most; then all is read together."""
+    """As long as it took three times over, and 50 ms at most; then all is read together."""
 
     async def play(world):
         world.pairs = [await world.connect() for _ in range(2)]
@@ -324,15 +325,14 @@ def test_little_that_takes_long_is_left_for_a_while(run, work, seconds):
     run(play)
 
 
-@pytest.mark.parametrize("data", [b"quick", bytes(LITTLE_BYTES)])
-def test_what_took_no_time_or_is_much_is_followed_at_once(run, work, data):
-    """Little that is quickly done, and batches that are large enough however long they take."""
+def test_little_that_took_no_time_is_followed_at_once(run, work):
+    """Many connections alone are no reason."""
 
     async def play(world):
         world.pairs = [await world.connect() for _ in range(2)]
-        work(0.0 if data == b"quick" else 0.01)
+        work(0.0)
         for _ in range(3):
-            await both_read(world, data)
+            await both_read(world, b"quick")
             assert world.reader._idle is None
         for client, _ in world.pairs:
             client.close()
@@ -340,16 +340,36 @@ def test_what_took_no_time_or_is_much_is_followed_at_once(run, work, data):
     run(play)
 
 
-def test_one_alone_is_read_at_once_however_long_it_takes(run, work):
-    """There is nobody to be read together with."""
+def test_one_in_a_hurry_is_waited_for_by_nobody(run, work):
+    """However many are quiet beside it, and whatever they cost: its buffer may be full."""
 
     async def play(world):
-        world.pairs = [await world.connect()]
+        world.pairs = [await world.connect() for _ in range(3)]
+        hurried, peer = world.pairs.pop()
         work(0.01)
+        for n in range(1, 4):
+            hurried.sendall(bytes(LITTLE_BYTES))
+            await both_read(world, b"a")
+            await until(lambda n=n: len(peer.data) == n * LITTLE_BYTES)
+            assert world.reader._idle is None
+        for client, _ in [*world.pairs, (hurried, peer)]:
+            client.close()
+
+    run(play)
+
+
+def test_few_are_read_at_once_however_long_it_takes(run, work, monkeypatch):
+    """Or one or two bad peers could keep all others waiting."""
+
+    async def play(world):
+        monkeypatch.setattr(reading, "MANY", 3)
+        world.pairs = [await world.connect() for _ in range(2)]
+        work(10.0)
         for _ in range(3):
             await both_read(world, b"a")
             assert world.reader._idle is None
-        world.pairs[0][0].close()
+        for client, _ in world.pairs:
+            client.close()
 
     run(play)
 

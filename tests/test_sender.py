@@ -290,6 +290,22 @@ def test_a_slow_server_gets_larger_batches_not_more(server, client):
     assert client.flush(WAIT_SECONDS)
 
 
+def test_acks_are_looked_for_when_much_is_held(new_client, monkeypatch):
+    """Small records fill a small buffer in fewer batches than acks are otherwise looked for after."""
+    monkeypatch.setattr(sender_module, "ACK_BATCHES", 1 << 30)
+    monkeypatch.setattr(sender_module, "UNDER_WAY_BATCHES", 1 << 31)
+    client = new_client(buffer_bytes=MIN_BUFFER_BYTES, heartbeat_seconds=10 * WAIT_SECONDS)
+    began, most_bytes = time.monotonic(), 0
+    # The beat goes on all the time, and the server acks each batch.
+    while most_bytes < MIN_BUFFER_BYTES // 4 or client.backlog.size_bytes > most_bytes // 2:
+        assert client.backlog.size_bytes < MIN_BUFFER_BYTES // 2
+        assert time.monotonic() - began < WAIT_SECONDS
+        client.log("x", "y", "z")
+        time.sleep(0.001)
+        most_bytes = max(most_bytes, client.backlog.size_bytes)
+    assert client.flush(WAIT_SECONDS)
+
+
 def test_a_flush_asks_for_an_ack_that_is_held(server, client):
     """A server may hold an ack for a while; a heartbeat makes it send it."""
     server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()

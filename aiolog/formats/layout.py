@@ -208,7 +208,7 @@ texts = [
     for rest in (created - start,)
     for {unit} in ({from_int} if exact else {from_float},)
 ]
-if (before + after).count(newline) == 1:
+if (before + texts[0] + after).count(newline) == 1:
     texts[0] = before + texts[0]
     texts[-1] += after
     return Lines((after + before).join(texts), len(messages))"""
