@@ -42,9 +42,10 @@ class Book(NamedTuple):
 
 
 def read_book(path: Path) -> Book:
-    """Read a book; it is whole up to its last line, however the worker ended."""
+    """Read a book; it is whole up to its last line, however the worker ended, and while it writes on."""
     emitted, acks = 0, []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    written = path.read_bytes() if path.exists() else b""
+    for line in written[: written.rfind(b"\n") + 1].splitlines():  # a line may be seen half, across two pages
         if line[:1] == b"a":
             _, count, moment = line.split()
             acks.append((float(moment), int(count)))
