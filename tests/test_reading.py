@@ -325,14 +325,18 @@ def test_little_that_takes_long_is_left_for_a_while(run, work, seconds):
     run(play)
 
 
-def test_little_that_took_no_time_is_followed_at_once(run, work):
-    """Many connections alone are no reason."""
+@pytest.mark.parametrize(
+    ("seconds", "many"), [pytest.param(0.0, 2, id="quickly done"), pytest.param(10.0, 3, id="of few, however long")]
+)
+def test_little_is_followed_at_once(run, work, monkeypatch, seconds, many):
+    """Many connections alone are no reason to wait; and few are none, or two bad peers could keep all waiting."""
 
     async def play(world):
+        monkeypatch.setattr(reading, "MANY", many)
         world.pairs = [await world.connect() for _ in range(2)]
-        work(0.0)
+        work(seconds)
         for _ in range(3):
-            await both_read(world, b"quick")
+            await both_read(world, b"a")
             assert world.reader._idle is None
         for client, _ in world.pairs:
             client.close()
@@ -353,22 +357,6 @@ def test_one_in_a_hurry_is_waited_for_by_nobody(run, work):
             await until(lambda n=n: len(peer.data) == n * LITTLE_BYTES)
             assert world.reader._idle is None
         for client, _ in [*world.pairs, (hurried, peer)]:
-            client.close()
-
-    run(play)
-
-
-def test_few_are_read_at_once_however_long_it_takes(run, work, monkeypatch):
-    """Or one or two bad peers could keep all others waiting."""
-
-    async def play(world):
-        monkeypatch.setattr(reading, "MANY", 3)
-        world.pairs = [await world.connect() for _ in range(2)]
-        work(10.0)
-        for _ in range(3):
-            await both_read(world, b"a")
-            assert world.reader._idle is None
-        for client, _ in world.pairs:
             client.close()
 
     run(play)
