@@ -55,7 +55,7 @@ FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
 BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
-UNDER_WAY_BATCHES = 32  # a server that is slower than the beat gets larger batches, not more
+UNDER_WAY_BATCHES = 2 * ACK_BATCHES  # a server that is slower than the beat gets larger batches, not more
 LATE_LINGER_SECONDS = 1.0  # a handler that is used after close() need not connect anew for every record
 
 
