@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiolog import crash
+from aiolog.checksum import crc32
 from aiolog.errors import ProtocolError
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import (
@@ -152,7 +153,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
         self._loop = loop
-        self._decoder = Decoder(FROM_CLIENT, MAX_HELLO_BYTES)
+        self._decoder = Decoder(FROM_CLIENT, MAX_HELLO_BYTES, crc32)
         self._source = Source()
         self._hello: Hello
         self._definition_chars = 0
@@ -432,7 +433,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(
                 f"a BATCH begins at {first_seq} after {declared} dropped; the last was {session.last_seq}"
             )
-        records: Sequence[WireRecord] = unpack_records(batch)
+        records: Sequence[WireRecord] = unpack_records(batch, crc32)
         counts = self._hub.counts
         counts.batches += 1
         if gap < 0:
@@ -447,10 +448,12 @@ class Connection(asyncio.Protocol):
         if self._decoder.buffered_bytes:
             records, last_seq, size_bytes = self._with_more(records, last_seq, size_bytes)
         notices: tuple[WireRecord, ...] = ()
+        notice_source = None
         if dropped:
             counts.dropped += dropped
             until = created(records[0]) if records else None
             notices = (self._hub.drop_notice(self._source, dropped, session.last_created, until),)
+            notice_source = self._hub.own_source
         if records:
             session.last_created = created(records[-1])
         counts.records += len(records)
@@ -465,7 +468,7 @@ class Connection(asyncio.Protocol):
                 first_seq=last_seq - len(records) + 1,
                 dropped=dropped,
                 notices=notices,
-                notice_source=self._hub.own_source,
+                notice_source=notice_source,
                 size_bytes=size_bytes,
                 on_delivered=lambda: self._delivered(session, last_seq),
             )

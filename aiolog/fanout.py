@@ -96,8 +96,10 @@ class Commit:
         """Note the end, with what was raised; called in the other thread, last of all."""
         self._error = error
         self._is_done = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        try:  # noqa: SIM105 - three calls less, in each commit
             self._loop.call_soon_threadsafe(self.settle)
+        except RuntimeError:  # the loop is closed: nobody waits
+            pass
 
     def settle(self) -> None:
         """Go on with what comes then, if the end has come and nobody has yet."""
@@ -209,11 +211,11 @@ class Lane:
         if not self.blocks and size and self._queued_bytes + size > self._buffer_bytes and self._queue:
             self._miss(delivery)
             return
-        self._queued_bytes += size
-        self._queue.append(delivery)
-        if not self._group:
+        if not self._queue and not self._group:
             self._rest.clear()
             self._call_soon()
+        self._queued_bytes += size
+        self._queue.append(delivery)
 
     def _call_soon(self) -> None:
         """See that the next group begins when all that comes in this turn of the loop is here."""
@@ -364,8 +366,10 @@ class Fanout:
 
     def settle(self) -> bool:
         """Go on at once where a write has ended; whether all that are under way are in threads of their own."""
-        in_threads = [lane.settle() for lane in list(self.lanes.values())]  # of each, whatever the others say
-        return all(in_threads)
+        are_in_threads = True
+        for lane in list(self.lanes.values()):
+            are_in_threads &= lane.settle()
+        return are_in_threads
 
     def marks(self, session: bytes) -> dict[str, int | None]:
         """Return what the sink of each ``block`` lane remembers of a session: its last seq, or None without one."""

@@ -29,7 +29,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from aiolog import crash
+from aiolog.checksum import crc32
 from aiolog.errors import reason
 
 MAGIC = b"aiolog ledger 1\n"
@@ -127,7 +127,7 @@ def encode(entry: Entry) -> bytes:
         else:
             parts.append(_RUN.pack(session, first_seq, records, has_text))
     body = b"".join((*parts, *entry.forgotten))
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+    return _FRAME.pack(len(body), crc32(body)) + body
 
 
 def decode(data: bytes) -> Iterator[tuple[Entry, int]]:
@@ -138,7 +138,7 @@ def decode(data: bytes) -> Iterator[tuple[Entry, int]]:
     while position + _FRAME.size <= len(data):
         length, crc = _FRAME.unpack_from(data, position)
         body = data[position + _FRAME.size : position + _FRAME.size + length]
-        if len(body) != length or zlib.crc32(body) != crc:
+        if len(body) != length or crc32(body) != crc:
             return
         try:
             entry = _entry(body)
@@ -280,7 +280,7 @@ class Ledger:
         """Write the entry of a group that is about to be written. Raises OSError; then nothing must be written."""
         forgotten = tuple(self._leaving)
         crash.point("before_ledger")
-        self._put(Entry(GROUP, self._clock(), inode, offset, len(data), zlib.crc32(data), tuple(runs), forgotten))
+        self._put(Entry(GROUP, self._clock(), inode, offset, len(data), crc32(data), tuple(runs), forgotten))
         crash.point("after_ledger")
 
     def committed(self) -> None:

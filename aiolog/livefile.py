@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import stat
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from aiolog import crash
 from aiolog.backups import CREATE_FLAGS, FILE_MODE, Backups
+from aiolog.checksum import crc32
 from aiolog.errors import ConfigError, reason
 from aiolog.ledger import Entry, Ledger, Mark, Run, sync_directory
 from aiolog.rotation import Retention, Rotation, due, next_backup, stamp_text
@@ -568,7 +568,7 @@ class LiveFile:
         unchecked = sum(entry.offset < there[-1].end - VERIFY_BYTES for entry in there[:-1])
         proven, suspects, damaged = unchecked, 0, 0
         for n, entry in enumerate(there[unchecked:], start=unchecked + 1):
-            if zlib.crc32(os.pread(descriptor, entry.size, entry.offset)) != entry.crc:
+            if crc32(os.pread(descriptor, entry.size, entry.offset)) != entry.crc:
                 suspects += 1
             elif entry.size or not suspects:
                 proven, damaged = n, suspects

@@ -22,7 +22,8 @@ LAYERS = """
     redaction     |                                                      |
     record        |                                                      |
     rotation      | errors                                               |
-    ledger        | errors crash                                         |
+    checksum      |                                                      | isal
+    ledger        | errors crash checksum                                |
     routing       | errors                                               |
     config        | errors routing                                       | msgspec
     formats       | record                                               |
@@ -59,12 +60,12 @@ LAYERS = """
     ordering      | report record fanout                                 |
     sinks         | record fanout                                        |
     backups       | errors crash rotation ledger                         | compression backports
-    livefile      | errors crash rotation ledger backups                 |
+    livefile      | errors crash rotation checksum ledger backups        |
     sinks.file    | errors formatting livefile fanout sinks              | aiofiles
     sinks.routed  | errors record rotation routing formatting backups    | aiofiles
                   | livefile ledger fanout sinks sinks.file              |
     sinks.stdout  | errors record formatting fanout sinks                |
-    connection    | errors crash report record protocol fanout           |
+    connection    | errors crash report record checksum protocol fanout  |
     reading       | protocol                                             |
     server        | errors report record protocol fanout reading         |
                   | connection                                           |
@@ -91,7 +92,7 @@ ORDER = list(ALLOWED)
 
 FORMATS = {name for name in ALLOWED if name.partition(".")[0] == "formats"}
 PURE = {"errors", "context", "labels", "redaction", "record", "protocol", "backlog", "rotation", "routing"}
-PURE |= {"formatting", "filters", "config", "report", *FORMATS}
+PURE |= {"checksum", "formatting", "filters", "config", "report", *FORMATS}
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
 CONVERSIONS = {  # of IMPURE, and yet they only convert what they are given
     "formats.templates": {"localtime", "strftime"},

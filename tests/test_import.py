@@ -13,7 +13,8 @@ from interpreters import every_interpreter
 import aiolog
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"asyncio", "ssl", "uvloop", "aiofiles", "click", "rich", "aiohttp", "msgspec", "prometheus_client", "tomllib"}
+HEAVY = {"asyncio", "ssl", "uvloop", "aiofiles", "click", "rich", "aiohttp", "isal", "msgspec", "prometheus_client"}
+HEAVY |= {"tomllib"}
 
 
 def run(python, program):

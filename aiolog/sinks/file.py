@@ -124,7 +124,7 @@ class FileSink:
             texts = self._format(delivery.source, delivery.records)
             if delivery.notices:
                 texts = [*self._format(delivery.notice_source, delivery.notices), *texts]
-            joined = texts.joined if isinstance(texts, Lines) else ""
+            joined = texts.joined if type(texts) is Lines else ""  # isinstance() of an abstract class is a search
             parts.append(Part(delivery.session, delivery.first_seq - len(delivery.notices), texts, joined))
         return self._thread.commit(self._append, parts)
 
