@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from records import NOON_NS, Worker, names, nasty_texts, parse_logfmt, workers
 from aiolog.errors import ConfigError
 from aiolog.formats.schemas import ECS, OTEL, OWN
 from aiolog.formatting import ecs, json_lines, logfmt, otel
-from aiolog.record import STANDARD_ATTRIBUTES
+from aiolog.record import STANDARD_ATTRIBUTES, Source
 
 MADE = {"json": (json_lines, OWN), "logfmt": (logfmt, OWN), "ecs": (ecs, ECS), "otel": (otel, OTEL)}
 
@@ -266,3 +267,63 @@ def test_two_keys_may_change_their_names():
     layout = json_lines(fields=["ts", "msg", "level"], rename={"msg": "level", "level": "msg"})
     for line in Worker().lines(layout):
         assert list(parsed(line).items())[1:] == [("level", "hello"), ("msg", "INFO")]
+
+
+def shown(value):
+    """Return a value as JSON brings it back, which has no name for what is no number."""
+    return json.dumps(value) if type(value) is float and not math.isfinite(value) else same(value)
+
+
+def lines_of(make, extras, labels=None):
+    """Return the lines of one record, several times: learned first, then by what was learned."""
+    source = Source(app="shop", labels=labels)
+    source.define(("app.db", 20, "INFO", "/srv/app/db.py", "db.py", "db", 1, "query"))
+    source.define((7, "MainThread"))
+    layout = make()
+    record = (1_795_420_862.25, 0, 1, "told", {"extra": [part for pair in extras.items() for part in pair]})
+    return layout, [text for _ in range(3) for text in layout(source, [record])]
+
+
+@pytest.mark.parametrize("make", [json_lines, logfmt, ecs, otel])
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"user": 5, "took": 0.1, "path": "/a b", "ok": True, "none": None},
+        {"nan": math.nan, "most": math.inf, "least": -math.inf, "large": 1e16, "small": 5e-324, "whole": 2.0},
+        {"list": [1, "a", None], "map": {"a": [1.5]}, "text": 'q"\\\n\x7fé'},
+        {"label": "its own", "other": 1},
+        {f"name{number}": number for number in range(100)},
+        {"n" * 4_000: 1, "m" * 4_000: 2},
+        {"trace_id": "a" * 32, "user": 5},
+        {"a b": 1, "a_b": 2, "a.b": 3},
+    ],
+)
+def test_extras_are_shown_alike_learned_or_not(make, extras):
+    """Names that are looked up together, each for itself, and those of the labels of the process."""
+    for labels in ({}, {"label": "of the process", "ppid": "1"}, {f"{n}" * 200: "much" for n in range(10, 74)}):
+        _, lines = lines_of(make, extras, labels)
+        assert len(set(lines)) == 1
+        if make is json_lines:
+            line = parsed(lines[0])
+            trace = {"trace_id": line["trace_id"]} if "trace_id" in line else {}
+            assert line["fields"] | trace == {name: shown(value) for name, value in (labels | extras).items()}
+
+
+@pytest.mark.parametrize("make", [json_lines, logfmt, ecs, otel])
+@pytest.mark.parametrize("count", [1, 40])
+def test_long_names_of_extras_are_not_kept(make, count):
+    """A peer may send a name of any length, and ever new ones."""
+    tracemalloc.start()
+    try:
+        layout, _ = lines_of(make, {"first": 1})
+        before, _ = tracemalloc.get_traced_memory()
+        source = Source()
+        source.define(("app.db", 20, "INFO", "/srv/app/db.py", "db.py", "db", 1, "query"))
+        source.define((7, "MainThread"))
+        for number in range(300):
+            flat = [part for n in range(count) for part in (f"{number} {n} " + "x" * (100_000 // count), n)]
+            layout(source, [(1_795_420_862.25, 0, 1, "told", {"extra": flat})] * 2)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 8 << 20, after - before

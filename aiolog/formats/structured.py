@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import groupby
 from json.encoder import encode_basestring, encode_basestring_ascii
 from math import floor, isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from aiolog.errors import ConfigError
 from aiolog.formats import Accepts
@@ -27,6 +27,7 @@ from aiolog.record import (
     INT_MAX,
     MALFORMED,
     MAX_EXTRA_DEPTH,
+    MAX_NAME_CHARS,
     SECOND_NS,
     STANDARD_ATTRIBUTES,
     Source,
@@ -55,23 +56,9 @@ def _plain(value: Any, depth: int = MAX_EXTRA_DEPTH) -> Any:
     return repr(value)
 
 
-def _scalar(value: Any) -> str | None:
-    """Return a number, a truth or nothing as JSON writes it; None for any other value. The encoder takes 1 µs."""
-    kind = type(value)
-    if kind is int:
-        return f"{value}"
-    if kind is float:
-        return f"{value!r}" if isfinite(value) else None
-    if kind is bool:
-        return "true" if value else "false"
-    return "null" if value is None else None
-
-
 def _json_value(value: Any) -> str:
-    if type(value) is str:
-        return encode_basestring_ascii(value)
     try:
-        return _scalar(value) or _ENCODER.encode(_plain(value))
+        return _ENCODER.encode(_plain(value))
     except Exception:  # noqa: BLE001 - a key or an int that has no str()
         return '"?"'
 
@@ -86,8 +73,6 @@ def _quoted(raw: str) -> str:
 
 def _logfmt_value(value: Any) -> str:
     try:
-        if shown := _scalar(value):
-            return shown
         plain = _plain(value)
         shown = plain if isinstance(plain, str) else _ENCODER.encode(plain)
     except Exception:  # noqa: BLE001 - see _json_value
@@ -102,9 +87,41 @@ def _logfmt_name(name: str) -> str:
 
 
 def _label_value(value: Any) -> str:
-    """Return a plain value as it is, and any other as JSON in a text."""
+    """Return a value that is not plain as JSON in a text."""
     shown = _json_value(value)
     return encode_basestring_ascii(shown) if isinstance(value, dict | list | tuple) else shown
+
+
+_Write: TypeAlias = Callable[[Any], str]
+
+# Of each type of everyday values what writes it, of C where there is something: the encoder takes a microsecond for a
+# number. It may raise where `_json_value` does not.
+_IN_BOTH: dict[type, _Write] = {
+    int: int.__repr__,
+    bool: {True: "true", False: "false"}.__getitem__,
+    type(None): {None: "null"}.__getitem__,
+}
+_IN_JSON: dict[type, _Write] = {
+    **_IN_BOTH,
+    str: encode_basestring_ascii,
+    float: lambda value: float.__repr__(value) if isfinite(value) else _json_value(value),
+}
+_IN_LOGFMT: dict[type, _Write] = {
+    **_IN_BOTH,
+    float: lambda value: float.__repr__(value) if isfinite(value) else _logfmt_value(value),
+}
+
+
+def _written(everyday: Mapping[type, _Write], other: _Write) -> _Write:
+    """Return what writes values of any type and raises nothing."""
+
+    def write(value: Any) -> str:
+        try:
+            return everyday.get(type(value), other)(value)
+        except Exception:  # noqa: BLE001 - an int that has no str()
+            return other(value)
+
+    return write
 
 
 class Notation(NamedTuple):
@@ -114,7 +131,8 @@ class Notation(NamedTuple):
     close: str
     quote: str  # around a moment
     key: Callable[[str], str]
-    value: Callable[[Any], str]
+    everyday: Mapping[type, _Write]  # what writes values of these types
+    other: _Write  # and any other value, or one of which the former raised
     text: Callable[[str], str]  # a message, in quotes; raises TypeError for what is no text
     plain: bytes  # the table that says whether a message in quotes is as it was
     is_flat: bool  # extras have no object of their own
@@ -125,7 +143,8 @@ JSON = Notation(
     close="}\n",
     quote='"',
     key=lambda name: f",{encode_basestring_ascii(name)}:",
-    value=_json_value,
+    everyday=_IN_JSON,
+    other=_json_value,
     text=encode_basestring_ascii,
     plain=PLAIN_ASCII,
     is_flat=False,
@@ -135,7 +154,8 @@ LOGFMT = Notation(
     close="\n",
     quote="",
     key=lambda name: f" {_logfmt_name(name)}=",
-    value=_logfmt_value,
+    everyday=_IN_LOGFMT,
+    other=_logfmt_value,
     text=_quoted,
     plain=PLAIN_QUOTED,
     is_flat=True,
@@ -194,6 +214,8 @@ class _Piece(NamedTuple):
 
 
 NAMES_KEPT = 256  # of extras, as keys: an application has some tens, and one costs more to make than to look up
+MAX_KEPT_CHARS = 16 << 10  # of names that are looked up together: four of the longest, or the labels of any process
+FEW_NAMES = 32  # of the extras of a record: so many are looked up together
 _TEXTS = frozenset({"exc_text", "stack_info", "taskName"})
 _NOBODY = Source()  # a thread's text depends on no source
 
@@ -222,7 +244,8 @@ def _utc_second(second: int) -> str:
 class StructuredLayout(Layout):
     """Lines of keys and values.
 
-    ``Source.plans[self.wide]`` maps the number of a site to the constant texts of its records that have ``rare``.
+    ``Source.plans[self.wide]`` maps the number of a site to the constant texts of its records that have ``rare``, and
+    ``Source.plans[self.labels]`` has what is the same in the extras of all of them.
     """
 
     def __init__(
@@ -237,6 +260,7 @@ class StructuredLayout(Layout):
     ) -> None:
         super().__init__(accepts)
         self.wide = (self, "wide")
+        self.labels = (self, "labels")
         self._notation = notation
         self._schema = schema
         self._is_flat = notation.is_flat or flatten_extras
@@ -250,7 +274,10 @@ class StructuredLayout(Layout):
         is_label = schema.is_plain and not self._is_flat
         self._is_alone = not beside and not is_label  # an extra can only be in the way of another
         self._extra_key = lru_cache(NAMES_KEPT)(_label_key if is_label else notation.key)
-        self._extra_value = _label_value if is_label else notation.value
+        self._keys_of = lru_cache(NAMES_KEPT)(self._new_keys)
+        self._other = _label_value if is_label else notation.other
+        self._extra_value = _written(notation.everyday, self._other)
+        self._value = _written(notation.everyday, notation.other)
 
         self._pieces = [*self._pieces_of(), _Piece("site", _constant(notation.close))]
         unit, self._digits, shut = _MOMENTS[schema.moment]
@@ -270,6 +297,7 @@ class StructuredLayout(Layout):
         ]
         self._no_rares = [""] * len(runs)
         self._rare_pieces = [(needs, number, text) for number, run in enumerate(runs) for needs, text in run]
+        self._extras_pieces = [piece for piece in self._rare_pieces if piece[0] == "extra"]  # one, or none
         constants, parts = parts_of(self._shape(is_wide=True), "wide")
         rares = f"[{', '.join(f'rare{number}' for number in range(len(runs)))}]"
         self._compile(
@@ -302,7 +330,7 @@ class StructuredLayout(Layout):
                 yield _Piece("site", _constant("}"))
 
     def _piece(self, name: str, key: Key) -> _Piece:
-        before, value_of, encoded = self._notation.key(name), key.value, self._notation.value
+        before, value_of, encoded = self._notation.key(name), key.value, self._value
 
         def text(source: Source, values: Values) -> str:
             value = value_of(source, values)
@@ -320,6 +348,8 @@ class StructuredLayout(Layout):
 
     def _extras(self, source: Source, values: Values) -> str:
         """Return the pairs of the extras, and of the labels where they belong to them; no two have one key."""
+        if "pairs" in values:
+            return values["pairs"]  # type: ignore[no-any-return]
         extras: dict[str, Any] = values["extra"]
         if self._schema.labelled and source.labels:
             extras = source.labels | extras
@@ -327,6 +357,45 @@ class StructuredLayout(Layout):
         if self._is_alone and "".join(extras).isascii():  # then different names make different keys
             return "".join([key_of(name) + value_of(value) for name, value in extras.items()])
         return "".join([key + value_of(value) for key, value in self._set_apart(extras).items()])
+
+    def _pairs(self, source: Source, flat: Sequence[Any]) -> str | None:
+        """Return what :meth:`_extras` does, of names and values in turn; None where it takes a look at each."""
+        if len(flat) % 2 or len(flat) > 2 * FEW_NAMES:
+            return None
+        labels = source.plans.get(self.labels) or self._learn_labels(source)
+        try:
+            keys = self._keys_of(labels["names"], tuple(flat[::2]))
+        except (ValueError, TypeError):
+            return None
+        if keys is None:
+            return None
+        pairs: str = labels["pairs"]
+        writer_of, other = self._notation.everyday.get, self._other
+        for key, value in zip(keys, flat[1::2]):  # noqa: B905 - strict would take a fifth of it
+            pairs = f"{pairs}{key}{writer_of(type(value), other)(value)}"
+        return pairs
+
+    def _learn_labels(self, source: Source) -> dict[Any, Any]:
+        """Keep the names of the labels that stand before a source's extras, and their pairs."""
+        labels = self._set_apart(source.labels if self._schema.labelled else {})
+        pairs = "".join([key + self._extra_value(value) for key, value in labels.items()])
+        names = tuple(source.labels) if labels else ()
+        learned = source.plans[self.labels] = {"names": names, "pairs": pairs}
+        return learned
+
+    def _new_keys(self, labels: tuple[str, ...], extras: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return the keys of some extras behind some labels; None if their values matter, or what they are called.
+
+        Raises ValueError, and TypeError for what is no name, where they are not to be kept.
+        """
+        names = (*labels, *extras)
+        if sum(map(len, names)) > MAX_KEPT_CHARS:
+            raise ValueError("the names of the extras are too long to be kept")
+        if any(type(name) is not str for name in names):
+            raise TypeError("the name of an extra is no text")
+        if len({*names}) < len(names) or not (STANDARD_ATTRIBUTES | self._lifted_names).isdisjoint(names):
+            return None
+        return tuple(self._set_apart(dict.fromkeys(names)))[len(labels) :]
 
     def _set_apart(self, extras: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values under keys of which no two are the same and none is taken."""
@@ -397,24 +466,39 @@ class StructuredLayout(Layout):
     def _rares(self, source: Source, rare: Mapping[str, Any]) -> list[str]:
         """Return the texts of what is rare, run by run. Raises when there is something that only the slow way shows."""
         values: dict[str, Any] = {"extra": {}}
+        pieces = self._rare_pieces
+        pairs = self._pairs(source, rare["extra"]) if "extra" in rare else None
+        if pairs is not None:
+            values["pairs"] = pairs
+        if pairs is not None and len(rare) == 1:
+            pieces = self._extras_pieces
+        else:
+            self._take(rare, values)
+            self._complete(values)
+        texts = self._no_rares.copy()
+        for needs, run, text in pieces:
+            if needs in values:
+                texts[run] += text(source, values)
+        return texts
+
+    def _take(self, rare: Mapping[str, Any], values: dict[str, Any]) -> None:
+        """Put into ``values`` what is rare, the extras unless their pairs are there. Raises as :meth:`_rares` does."""
         for name, value in rare.items():
             if name == "extra":
+                if "pairs" in values:
+                    continue
                 extras = values[name]
                 flat = iter(value)
                 for extra in flat:  # a tenth of what dict(zip(flat, flat, strict=True)) takes
                     extras[extra] = next(flat)
                 if not STANDARD_ATTRIBUTES.isdisjoint(extras):
                     raise ValueError("an extra has the name of a standard attribute")
+                if max(map(len, extras), default=0) > MAX_NAME_CHARS:
+                    raise ValueError("an extra has a name that is too long to be kept")
             elif name in _TEXTS and type(value) is str:
                 values[name] = value
             else:
                 raise ValueError("an attribute differs, or is of the wrong type")
-        self._complete(values)
-        texts = self._no_rares.copy()
-        for needs, run, text in self._rare_pieces:
-            if needs in values:
-                texts[run] += text(source, values)
-        return texts
 
     def _complete(self, values: dict[str, Any]) -> None:
         """Add what follows from what is rare, and take what has a key of its own from the extras."""
