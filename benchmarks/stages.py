@@ -13,13 +13,13 @@ import socket
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aiolog import formatting
 from aiolog.backlog import Backlog
+from aiolog.checksum import crc32
 from aiolog.livefile import Part
 from aiolog.protocol import FROM_CLIENT, Decoder, batch_frame, pack_everyday, unpack_records
 from aiolog.record import Encoder, Source
@@ -72,7 +72,7 @@ def stages() -> dict[str, dict[str, float]]:
 
     batch = read()
     server = {"frame": _best(read)}
-    server["checksum and msgpack"] = _best(lambda: unpack_records(batch))
+    server["checksum and msgpack"] = _best(lambda: unpack_records(batch, crc32))
     records = unpack_records(batch)
     source = Source(host="h", pid=os.getpid(), process_name="MainProcess", start_time=encoder.start_time)
     for fields in encoder.definitions:
@@ -83,7 +83,7 @@ def stages() -> dict[str, dict[str, float]]:
     part = Part(b"s" * 16, 1, texts, texts.joined if isinstance(texts, formatting.Lines) else "")
     server["join and encode"] = _best(lambda: joined(part).encode())
     data = joined(part).encode()
-    server["ledger's entry"] = _best(lambda: (zlib.crc32(data), part.run))
+    server["ledger's entry"] = _best(lambda: (crc32(data), part.run))
     with tempfile.TemporaryFile(buffering=0) as file:
         server["write"] = _best(lambda: file.write(data))
     server["(format, JSON, instead)"] = _best(lambda: as_json(source, records))
