@@ -81,7 +81,7 @@ class Reader:
 
     def _read(self) -> None:
         """Read whatever has come; rest, when all has that is to be expected at this beat."""
-        began = thread_time() if len(self._taps) >= MANY else 0.0  # a system call
+        began = thread_time()
         if self._is_late:
             nap(LATE_SECONDS)
         self._settle()

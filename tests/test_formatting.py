@@ -103,12 +103,14 @@ def test_no_attribute_forges_a_line(attribute, separator):
             assert ("forged" in line) == (layout is by_template or attribute not in ("filename", "module"))
 
 
-@pytest.mark.parametrize("order", ["\x1b]0;pwn\x07", "\x1b]52;c;aGk=\x07", "\x1b[2J", "\x9b31m", "a\x08b", "\u202eexe"])
+@pytest.mark.parametrize(
+    "order", ["\x1b]0;pwn\x07", "\x1b]52;c;aGk=\x07", "\x1b[2J", "\x9b31m", "a\x08b", "\u202eexe", "\u061c"]
+)
 def test_no_terminal_takes_an_order(order):
     """Escape sequences, C1 controls, backspace and bidi overrides arrive as their escapes."""
     for layout in ALL_FORMATS:
         for line in Worker(message=order, site=(order, 20, "INFO", "p", "f", "m", 1, None)).lines(layout):
-            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", line)
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u202e]", line)
 
 
 def test_a_message_is_never_a_template():

@@ -214,8 +214,9 @@ class _Piece(NamedTuple):
 
 
 NAMES_KEPT = 256  # of extras, as keys: an application has some tens, and one costs more to make than to look up
-MAX_KEPT_CHARS = 16 << 10  # of names that are looked up together: four of the longest, or the labels of any process
+MAX_KEPT_CHARS = 2 << 10  # of names that are looked up together, and of what stands before them in 8 times as many
 FEW_NAMES = 32  # of the extras of a record: so many are looked up together
+FEW_APART = 8  # extras that want one key: so many are told apart as people would, the others by a number
 _TEXTS = frozenset({"exc_text", "stack_info", "taskName"})
 _NOBODY = Source()  # a thread's text depends on no source
 
@@ -363,24 +364,27 @@ class StructuredLayout(Layout):
         if len(flat) % 2 or len(flat) > 2 * FEW_NAMES:
             return None
         labels = source.plans.get(self.labels) or self._learn_labels(source)
+        if labels["names"] is None:
+            return None
         try:
             keys = self._keys_of(labels["names"], tuple(flat[::2]))
         except (ValueError, TypeError):
             return None
         if keys is None:
             return None
-        pairs: str = labels["pairs"]
+        pairs = [labels["pairs"]]
         writer_of, other = self._notation.everyday.get, self._other
         for key, value in zip(keys, flat[1::2]):  # noqa: B905 - strict would take a fifth of it
-            pairs = f"{pairs}{key}{writer_of(type(value), other)(value)}"
-        return pairs
+            pairs.append(f"{key}{writer_of(type(value), other)(value)}")
+        return "".join(pairs)
 
     def _learn_labels(self, source: Source) -> dict[Any, Any]:
-        """Keep the names of the labels that stand before a source's extras, and their pairs."""
+        """Keep the names of the labels that stand before a source's extras, and their pairs; None if they are long."""
         labels = self._set_apart(source.labels if self._schema.labelled else {})
         pairs = "".join([key + self._extra_value(value) for key, value in labels.items()])
         names = tuple(source.labels) if labels else ()
-        learned = source.plans[self.labels] = {"names": names, "pairs": pairs}
+        learned = {"names": names, "pairs": pairs} if len(pairs) <= 8 * MAX_KEPT_CHARS else {"names": None}
+        source.plans[self.labels] = learned
         return learned
 
     def _new_keys(self, labels: tuple[str, ...], extras: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -400,13 +404,18 @@ class StructuredLayout(Layout):
     def _set_apart(self, extras: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values under keys of which no two are the same and none is taken."""
         pairs: dict[str, Any] = {}
+        wanted = Counter[str]()  # how often a key was not to be had
         for name, value in extras.items():
-            key = self._extra_key(name)
+            first = key = self._extra_key(name)
             while key in self._taken or key in pairs:
-                name = self._apart + name  # noqa: PLW2901 - until it has a key of its own
-                key = self._extra_key(name)
+                wanted[first] += 1
+                key = self._extra_key(self._apart_by(wanted[first]) + name)
             pairs[key] = value
         return pairs
+
+    def _apart_by(self, times: int) -> str:
+        """Return what comes before a name whose key was not to be had so many times."""
+        return self._apart * times if times <= FEW_APART else f"{self._apart * FEW_APART}{times}_"
 
     # -- the loop's lines
 
@@ -467,7 +476,11 @@ class StructuredLayout(Layout):
         """Return the texts of what is rare, run by run. Raises when there is something that only the slow way shows."""
         values: dict[str, Any] = {"extra": {}}
         pieces = self._rare_pieces
-        pairs = self._pairs(source, rare["extra"]) if "extra" in rare else None
+        pairs = None
+        if "extra" in rare:
+            if type(rare["extra"]) not in (tuple, list):
+                raise TypeError("the extras are not names and values")
+            pairs = self._pairs(source, rare["extra"])
         if pairs is not None:
             values["pairs"] = pairs
         if pairs is not None and len(rare) == 1:
