@@ -95,6 +95,7 @@ class Backlog:
         self._batch_bytes = self._max_batch_bytes = min(BATCH_BYTES, buffer_bytes // 8)
         self._cut_seq = 0  # the last seq given
         self._renewals = 0  # how often the numbers began anew
+        self._checked = False  # whether the frames of this connection have checks
         self.acked_seq = 0  # the last seq that the server answers for
         self.size_bytes = 0  # the memory held, in bytes: queue and window
 
@@ -243,7 +244,7 @@ class Backlog:
             if count < len(batch.records):
                 self._window.insert(self._in_flight, batch.split(count))
         self._in_flight_bytes += batch.payload_bytes
-        return batch_frame(batch.first_seq, batch.dropped, batch.records)
+        return batch_frame(batch.first_seq, batch.dropped, batch.records, checked=self._checked)
 
     def _cut(self) -> bool:
         """Move records from the queue to the window, as one batch; False when nothing is owed there."""
@@ -275,7 +276,7 @@ class Backlog:
 
     def heartbeat(self) -> bytes:
         """Return a BATCH of nothing, which the server acks at once."""
-        return batch_frame(self.next_seq, 0, ())
+        return batch_frame(self.next_seq, 0, (), checked=self._checked)
 
     def ack(self, seq: int) -> bool:
         """Forget the batches up to ``seq``; whether there were any.
@@ -304,11 +305,12 @@ class Backlog:
         self.size_bytes -= size_bytes
         self.acked += len(batch.records)
 
-    def rewind(self, last_seq: int) -> bool:
+    def rewind(self, last_seq: int, *, checked: bool = False) -> bool:
         """Begin a connection: what the server has up to ``last_seq`` is acked, all the rest is to be sent again.
 
         Whether anything was acked by it. Raises ProtocolError when ``last_seq`` was never sent.
         """
+        self._checked = checked
         in_vain = self._in_flight > 0
         self._in_flight = 0
         self._in_flight_bytes = 0

@@ -7,10 +7,15 @@ it would gain is less than what the import costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
-Crc32: TypeAlias = Callable[[bytes | bytearray], int]
+
+class Crc32(Protocol):
+    """A CRC-32 of some bytes, which goes on from that of the bytes before them."""
+
+    def __call__(self, data: bytes | bytearray, before: int = 0, /) -> int:
+        """Return it."""
+
 
 crc32: Crc32
 """Return the CRC-32 of some bytes."""

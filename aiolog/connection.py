@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
         elif self._delivering:
             if now - self._delivering_since > limits.heartbeat_seconds:
                 self._delivering_since = now
-                self._send(encode(Busy()))
+                self._send(Busy())
         elif self._parting_since is not None:
             if now - self._parting_since > LINGER_SECONDS:
                 self.abort()
@@ -369,9 +369,7 @@ class Connection(asyncio.Protocol):
             if self._paused and self._intake is not self._transport:
                 self._intake.pause_reading()  # as the transport is, while a frame waits for an older connection
         limits = self._hub.limits
-        self._send(
-            encode(Welcome(VERSION, self._hub.store, session.last_seq, limits.window_bytes, self._hub.durability))
-        )
+        self._send(Welcome(VERSION, self._hub.store, session.last_seq, limits.window_bytes, self._hub.durability))
 
     def yield_to(self, successor: Connection) -> None:
         """Hand the session to a newer connection, once the batch under way is committed."""
@@ -433,7 +431,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(
                 f"a BATCH begins at {first_seq} after {declared} dropped; the last was {session.last_seq}"
             )
-        records: Sequence[WireRecord] = unpack_records(batch, crc32)
+        records: Sequence[WireRecord] = unpack_records(batch, crc32, checked=self._decoder.is_checked)
         counts = self._hub.counts
         counts.batches += 1
         if gap < 0:
@@ -537,7 +535,7 @@ class Connection(asyncio.Protocol):
             self._ack_timer = None
         self._acked_at = self._loop.time()
         self._unacked_bytes = self._unacked_batches = 0
-        self._send(encode(Ack(session.last_seq)))
+        self._send(Ack(session.last_seq))
         crash.point("after_ack")
 
     def _end_session(self) -> None:
@@ -560,15 +558,15 @@ class Connection(asyncio.Protocol):
         if code not in (Refusal.SUPERSEDED, Refusal.STOPPING):
             self._complain(f"was refused: {text}")
         self._settle_ack()  # a client hears nothing that comes after this
-        self._send(encode(Refuse(code, text)))
+        self._send(Refuse(code, text))
         self.part()
 
     def _complain(self, text: str) -> None:
         self._hub.report("connection", f"{self._peer} {text}")
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, message: Welcome | Ack | Busy | Refuse) -> None:
         if self._transport is not None and not self._lost:
-            self._transport.write(frame)
+            self._transport.write(encode(message, checked=self._decoder.is_checked))
 
     def _farewell(self) -> None:
         """Half-close, then read and forget until the client closes: a close with unread bytes would be a reset."""

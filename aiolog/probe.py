@@ -12,7 +12,18 @@ import time
 from typing import NamedTuple
 
 from aiolog.errors import AiologError, ProtocolError, reason
-from aiolog.protocol import FROM_SERVER, SESSION_BYTES, VERSION, Bye, Decoder, Hello, Refuse, Welcome, encode
+from aiolog.protocol import (
+    FROM_SERVER,
+    MAX_ANSWER_BYTES,
+    SESSION_BYTES,
+    VERSION,
+    Bye,
+    Decoder,
+    Hello,
+    Refuse,
+    Welcome,
+    encode,
+)
 
 RECEIVE_BYTES = 4096  # a WELCOME has about 70
 
@@ -70,7 +81,7 @@ def _converse(address: Address, until: float) -> Welcome:
             acked=0,
         )
         sock.sendall(encode(hello))
-        decoder = Decoder(FROM_SERVER)
+        decoder = Decoder(FROM_SERVER, MAX_ANSWER_BYTES)
         while (message := decoder.next()) is None:
             sock.settimeout(_left(until))
             data = sock.recv(RECEIVE_BYTES)

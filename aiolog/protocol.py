@@ -10,7 +10,8 @@ A frame is a length and a msgpack array, the prefix being that of the standard `
     | length | msgpack array: [type, field, …]   |      length: u32, big-endian, of the array alone
     +--------+-----------------------------------+
 
-The length is checked against ``max_frame_bytes`` before anything is allocated for it.
+The length is checked before anything is allocated for it, against ``max_frame_bytes``, or MAX_ANSWER_BYTES from the
+server.
 
 ====  =======  ==============================================================================================
 type  message  fields
@@ -19,8 +20,8 @@ type  message  fields
 2     DEFINE   sites: an array of definitions, a site of 8 fields or a thread of 2. The n-th definition of a
                connection, counted from 0 over all its DEFINEs, is number n of its dictionary
 3     BATCH    first_seq, count, dropped, crc, payload: the msgpack array of ``count`` wire records, as bytes;
-               crc is its CRC-32 (that of zlib). ``dropped`` records are missing between the record before
-               this batch and ``first_seq``. A batch of no records is a heartbeat, or tells of drops alone
+               crc is its CRC-32 (that of zlib), see below. ``dropped`` records are missing between the record
+               before this batch and ``first_seq``. A batch of no records is a heartbeat, or tells of drops alone
 4     BYE      none: the session is complete and will not be continued
 16    WELCOME  version, store, last_seq, window_bytes, durability
 17    ACK      seq: every record up to this one is delivered, at the durability that WELCOME named. May be held for
@@ -47,6 +48,13 @@ The conversation::
 already written is acked like a new one. A connection that the client finds silent for too long while it waits
 for an ACK is dead to it; so is, to the server, one that sends nothing for longer than its idle timeout.
 
+Checked connections. TCP's own sum misses what a broken router or proxy changes and sums anew, and a bit of a ``seq``
+or of a session that changes on the way loses records or doubles them. A client may therefore add one more field to
+its HELLO, the check: the CRC-32 of all bytes of the array before it, always as five bytes, ``0xce`` and a u32. A
+server that knows of it answers in kind, and from then on every message of the connection ends with its check, both
+ways. But BATCH has none: there the crc is one that goes on, over the payload, from what stands for the CRC-32 of the
+numbers, their sum ``(first_seq + count + dropped) % 0xFFFFFFFF``. Who leaves the check out is answered without.
+
 >>> frame = encode(Ack(seq=5))
 >>> frame
 b'\x00\x00\x00\x03\x92\x11\x05'
@@ -63,6 +71,8 @@ Ack(seq=5)
 >>> batch = decoder.next()
 >>> batch.first_seq, batch.count, unpack_records(batch)
 (1, 2, ((1.5, 0, 1, 'started'), (1.6, 0, 1, 'ready')))
+>>> encode(Ack(seq=5), checked=True)
+b'\x00\x00\x00\x08\x93\x11\x05\xce#\xa7\x08$'
 """
 
 from __future__ import annotations
@@ -81,6 +91,7 @@ VERSION = 1
 SESSION_BYTES = 16
 MAX_FRAME_BYTES = 1 << 20  # a batch of about 10,000 lines; rsyslog's limit for one message is 8 KiB by default
 MAX_HELLO_BYTES = 64 << 10  # before it has said who it is, a peer gets no more memory than this
+MAX_ANSWER_BYTES = 4 << 10  # from the server: the longest is a REFUSE of two sentences
 MAX_RECORD_BYTES = 512 << 10  # half a frame, so that a record always fits one with its neighbours' headers
 MAX_BATCH_RECORDS = 2_048  # of any size; a batch of short lines has 1,300
 # What a client counts for each record that it holds beside its bytes: a bytes object's header (33), its slot in the
@@ -107,6 +118,11 @@ _LENGTH = struct.Struct(">L")
 _BATCH_HEAD = b"\x96\x03"  # how the array of a BATCH begins: six elements, the type first
 _ARRAY_32 = struct.Struct(">BL")
 _ARRAY_32_TAG = 0xDD
+_CHECK = struct.Struct(">BL")
+_CHECK_TAG = 0xCE
+# No power of two is a multiple of it, so that any bit of a number changes the sum; a CRC of the numbers costs a server
+# that gets small batches 4 % more.
+_NUMBERS_MODULUS = 0xFFFFFFFF
 
 
 class Refusal(IntEnum):
@@ -239,9 +255,14 @@ def _container_counter() -> Callable[[Any], Any]:
     return count
 
 
-def encode(message: Message) -> bytes:
-    """Return the frame of a message."""
-    body: bytes = _pack((_TYPE_OF[type(message)], *message))
+def encode(message: Message, *, checked: bool = False) -> bytes:
+    """Return the frame of a message, with its check if it is to have one; the crc of a BATCH is the caller's."""
+    body: bytes
+    if checked and type(message) is not Batch:
+        body = _pack((_TYPE_OF[type(message)], *message, None))[:-1]  # the header counts the check, nil is one byte
+        body += _CHECK.pack(_CHECK_TAG, zlib.crc32(body))
+    else:
+        body = _pack((_TYPE_OF[type(message)], *message))
     return _LENGTH.pack(len(body)) + body
 
 
@@ -259,33 +280,38 @@ Raises UnicodeEncodeError, besides, for a text that UTF-8 has no bytes for.
 """
 
 
-def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes]) -> bytes:
+def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes], *, checked: bool = False) -> bytes:
     """Return the BATCH frame of packed records; at most MAX_BATCH_RECORDS, and together below a frame's limit."""
-    payload = b"".join((_ARRAY_32.pack(_ARRAY_32_TAG, len(records)), *records))
-    return encode(Batch(first_seq, len(records), dropped, zlib.crc32(payload), payload))
+    count = len(records)
+    payload = b"".join((_ARRAY_32.pack(_ARRAY_32_TAG, count), *records))
+    before = (first_seq + count + dropped) % _NUMBERS_MODULUS if checked else 0
+    return encode(Batch(first_seq, count, dropped, zlib.crc32(payload, before), payload))
 
 
-def define_frames(definitions: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+def define_frames(definitions: Sequence[Sequence[Any]], *, checked: bool = False) -> Iterator[bytes]:
     """Yield DEFINE frames of about DEFINE_BYTES, or of one larger definition, that carry them all in their order."""
     chunk: list[Sequence[Any]] = []
     chunk_bytes = 0
     for fields in definitions:
         size_bytes = len(_pack(fields))
         if chunk and (chunk_bytes + size_bytes > DEFINE_BYTES or len(chunk) == MAX_ARRAY_LEN):
-            yield encode(Define(chunk))
+            yield encode(Define(chunk), checked=checked)
             chunk, chunk_bytes = [], 0
         chunk.append(fields)
         chunk_bytes += size_bytes
     if chunk:
-        yield encode(Define(chunk))
+        yield encode(Define(chunk), checked=checked)
 
 
-def unpack_records(batch: Batch, crc32: Callable[[bytes], int] = zlib.crc32) -> tuple[Sequence[Any], ...]:
+def unpack_records(
+    batch: Batch, crc32: Callable[[bytes, int], int] = zlib.crc32, *, checked: bool = False
+) -> tuple[Sequence[Any], ...]:
     """Return the wire records of a batch, checked for number but not each for form; ``crc32`` is zlib's, or equals it.
 
-    Raises ProtocolError when the payload is damaged, or holds another number of records than it says.
+    Raises ProtocolError when it is damaged, or holds another number of records than it says.
     """
-    if crc32(batch.payload) != batch.crc:
+    before = (batch.first_seq + batch.count + batch.dropped) % _NUMBERS_MODULUS if checked else 0
+    if crc32(batch.payload, before) != batch.crc:
         raise ProtocolError("a batch arrived damaged: its CRC does not match", Refusal.PROTOCOL)
     records = _unpack(batch.payload)
     if not isinstance(records, tuple) or len(records) != batch.count:
@@ -304,9 +330,11 @@ class Decoder:
         self,
         forms: Mapping[int, _Form],
         max_frame_bytes: int = MAX_FRAME_BYTES,
-        crc32: Callable[[bytes], int] = zlib.crc32,
+        crc32: Callable[[bytes, int], int] = zlib.crc32,
     ) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self.is_checked = False  # whether messages end with their checks: the first says so for all
+        self._is_first = True
         self._crc32 = crc32
         self.buffered_bytes = 0  # fed and not yet given out: 0 between frames
         self._forms = forms
@@ -356,7 +384,7 @@ class Decoder:
                 "use aiolog.AiologHandler in that process",
                 Refusal.PROTOCOL,
             )
-        return self._message(_unpack(body))
+        return self._message(_unpack(body), body)
 
     def _go_past(self, frame_bytes: int) -> None:
         self._start += frame_bytes
@@ -377,13 +405,13 @@ class Decoder:
         try:
             batch = self.next()
             if batch is not None and 0 < batch.count <= max_records and (batch.first_seq, batch.dropped) == (seq, 0):
-                return batch, unpack_records(batch, self._crc32)
+                return batch, unpack_records(batch, self._crc32, checked=self.is_checked)
         except ProtocolError:  # raised again in its turn
             pass
         self._rest, self._start, self.buffered_bytes = rest, start, buffered_bytes
         return None
 
-    def _message(self, fields: Any) -> Any:
+    def _message(self, fields: Any, body: bytes | bytearray) -> Any:
         if not isinstance(fields, tuple) or not fields or type(fields[0]) is not int:
             raise ProtocolError("a frame is not an array that begins with a type", Refusal.PROTOCOL)
         form = self._forms.get(fields[0])
@@ -391,17 +419,30 @@ class Decoder:
             raise ProtocolError(f"a frame has the unknown type {fields[0]}", Refusal.PROTOCOL)
         make, kinds = form
         values = fields[1:]
+        if (self.is_checked or self._is_first) and make is not Batch:
+            values = self._without_check(values, body, make)
         if list(map(type, values)) == kinds:  # everyday messages, in one look
             return tuple.__new__(make, values)  # what _make() does, after it has counted them
         name = make.__name__.upper()
-        if len(fields) != len(kinds) + 1:
-            raise ProtocolError(f"{name} has {len(fields) - 1} fields instead of {len(kinds)}", Refusal.PROTOCOL)
-        for index, kind in enumerate(kinds, 1):
-            if not isinstance(fields[index], kind):
-                raise ProtocolError(
-                    f"the field {make._fields[index - 1]} of {name} is of the wrong type", Refusal.PROTOCOL
-                )
+        if len(values) != len(kinds):
+            raise ProtocolError(f"{name} has {len(values)} fields instead of {len(kinds)}", Refusal.PROTOCOL)
+        for field, value, kind in zip(make._fields, values, kinds, strict=True):
+            if not isinstance(value, kind):
+                raise ProtocolError(f"the field {field} of {name} is of the wrong type", Refusal.PROTOCOL)
         return make._make(values)
+
+    def _without_check(self, values: tuple[Any, ...], body: bytes | bytearray, make: type[Any]) -> tuple[Any, ...]:
+        """Return the fields of a message whose check, if it must have one, is right."""
+        at = len(body) - _CHECK.size
+        has_check = len(values) == len(make._fields) + 1 and body[at] == _CHECK_TAG
+        if self._is_first:
+            self._is_first = False
+            self.is_checked = has_check
+        if not self.is_checked:
+            return values
+        if not has_check or zlib.crc32(body[:at]) != values[-1]:
+            raise ProtocolError(f"{make.__name__.upper()} arrived damaged: its check does not match", Refusal.PROTOCOL)
+        return values[:-1]
 
 
 def _explain_length(head: bytes, length: int, limit: int) -> str:

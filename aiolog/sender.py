@@ -29,6 +29,7 @@ from aiolog.protocol import (
     ACK_HOLD_SECONDS,
     BEAT_SECONDS,
     FROM_SERVER,
+    MAX_ANSWER_BYTES,
     SESSION_BYTES,
     Ack,
     Busy,
@@ -451,10 +452,10 @@ class Sender:
         sock = self._endpoint.makeSocket(_left(deadline, self._endpoint.connect_timeout_seconds))
         self.sock = sock
         try:
-            decoder = Decoder(FROM_SERVER)
+            decoder = Decoder(FROM_SERVER, MAX_ANSWER_BYTES)
             welcome = self._shake_hands(sock, decoder, deadline)
             try:
-                self._progress(self.backlog.rewind(welcome.last_seq))
+                self._progress(self.backlog.rewind(welcome.last_seq, checked=decoder.is_checked))
             except ProtocolError:  # it would be so for ever: the server knows this session from elsewhere
                 self.say(
                     f"{self._where()} has records of this session that were never sent; what is not acked goes on "
@@ -472,7 +473,7 @@ class Sender:
             finally:
                 selector.unregister(sock)
             if self.backlog.is_empty and (self.stopping or deadline is not None):
-                self._say_bye(sock, deadline)
+                self._say_bye(sock, decoder, deadline)
         finally:
             self.connected = False
             self.sock = None
@@ -482,7 +483,7 @@ class Sender:
         timeout = _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)
         until = monotonic() + timeout
         sock.settimeout(timeout)
-        sock.sendall(encode(self._hello._replace(acked=self.backlog.acked_seq)))
+        sock.sendall(encode(self._hello._replace(acked=self.backlog.acked_seq), checked=True))
         while (message := decoder.next()) is None or isinstance(message, Busy):
             if message is not None:  # our last connection still has a batch under way
                 until = monotonic() + _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)
@@ -556,7 +557,7 @@ class Sender:
                 fresh = self._definitions[link.defined :]
                 if fresh:
                     link.defined += len(fresh)
-                    frame = b"".join((*define_frames(fresh), frame))
+                    frame = b"".join((*define_frames(fresh, checked=link.decoder.is_checked), frame))
                 link.outgoing = memoryview(frame)
             if link.waits_since is None:
                 link.waits_since = monotonic()
@@ -601,25 +602,29 @@ class Sender:
         if not data:
             raise ConnectionResetError("the server closed the connection")
         link.decoder.feed(data)
-        advanced = False
-        while (message := link.decoder.next()) is not None:
-            if isinstance(message, Ack):
-                crash.point("ack_received")
-                advanced |= self.backlog.ack(message.seq)
-            elif isinstance(message, Refuse):
-                raise _RefusedError(message)
-            elif not isinstance(message, Busy):
-                raise ProtocolError(f"{type(message).__name__.upper()} came in the middle of a connection")
-        self._progress(advanced)
-        link.waits_since = monotonic() if self.backlog.awaits_ack else None
+        advanced = heard = False
+        try:
+            while (message := link.decoder.next()) is not None:
+                heard = True
+                if isinstance(message, Ack):
+                    crash.point("ack_received")
+                    advanced |= self.backlog.ack(message.seq)
+                elif isinstance(message, Refuse):
+                    raise _RefusedError(message)
+                elif not isinstance(message, Busy):
+                    raise ProtocolError(f"{type(message).__name__.upper()} came in the middle of a connection")
+        finally:  # what was acked is progress, whatever came behind it in the same read
+            self._progress(advanced)
+        if heard:  # bytes alone are no answer: a damaged length could swallow acks for ever
+            link.waits_since = monotonic() if self.backlog.awaits_ack else None
 
-    def _say_bye(self, sock: socket.socket, deadline: float | None) -> None:
+    def _say_bye(self, sock: socket.socket, decoder: Decoder, deadline: float | None) -> None:
         """End the session; wait for the server to close, or an unread byte here would reset the BYE away."""
         with contextlib.suppress(OSError):
             timeout = _left(deadline, FAREWELL_SECONDS)
             until = monotonic() + timeout
             sock.settimeout(timeout)
-            sock.sendall(encode(Bye()))
+            sock.sendall(encode(Bye(), checked=decoder.is_checked))
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(RECEIVE_BYTES):
                 sock.settimeout(max(POLL_SECONDS, until - monotonic()))

@@ -524,11 +524,11 @@ class Orphan(Spool):
         """Go on under another session."""
         self.home.set_session(session)
 
-    def rewind(self, last_seq: int) -> bool:
+    def rewind(self, last_seq: int, *, checked: bool = False) -> bool:
         """Begin a connection where the server is: it may have more than the dead process knew of, or than is here."""
         self._in_flight = self._in_flight_bytes = 0
         advanced = self._read_on_to(last_seq)
-        advanced |= super().rewind(min(last_seq, self._cut_seq))
+        advanced |= super().rewind(min(last_seq, self._cut_seq), checked=checked)
         if self._window:  # the dead process may have told of a part of a gap, where we have it whole
             batch = self._window[0]
             batch.dropped = min(batch.dropped, max(0, batch.first_seq - 1 - last_seq))

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from aiolog.errors import ProtocolError
@@ -29,6 +29,7 @@ from aiolog.protocol import (
     Decoder,
     Define,
     Hello,
+    Message,
     Refusal,
     Refuse,
     Welcome,
@@ -155,49 +156,54 @@ class Collector:
                 self._start(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
+        decoder = Decoder(FROM_CLIENT)
+
+        def answer(message: Message) -> None:
+            sock.sendall(encode(message, checked=decoder.is_checked))
+
         try:
             with contextlib.suppress(OSError):  # the client is gone
                 try:
-                    self._converse(sock)
+                    self._converse(sock, decoder, answer)
                 except ProtocolError as error:
-                    sock.sendall(encode(Refuse(error.code or Refusal.PROTOCOL, str(error))))
+                    answer(Refuse(error.code or Refusal.PROTOCOL, str(error)))
         finally:
             with self._changed:
                 self._socks.discard(sock)
             sock.close()
 
-    def _converse(self, sock: socket.socket) -> None:
+    def _converse(self, sock: socket.socket, decoder: Decoder, answer: Callable[[Message], None]) -> None:
         """Take one client's messages. Raises OSError, ProtocolError."""
-        decoder = Decoder(FROM_CLIENT)
         hello: Hello | None = None
         source = Source()
         while data := sock.recv(RECEIVE_BYTES):
             decoder.feed(data)
             while (message := decoder.next()) is not None:
                 if isinstance(message, Hello):
-                    hello, source = message, self._welcome(sock, message)
+                    hello, source = message, Source.of(message)
+                    answer(Welcome(VERSION, "collector", self._enter(message), WINDOW_BYTES, "written"))
                 elif hello is None:
                     raise ProtocolError("HELLO must come first", Refusal.PROTOCOL)
                 elif isinstance(message, Define):
                     for fields in message.sites:
                         source.define(fields)
                 elif isinstance(message, Batch):
-                    sock.sendall(encode(Ack(self._keep(hello.session, source, message))))
+                    records = unpack_records(message, checked=decoder.is_checked)
+                    answer(Ack(self._keep(hello.session, source, message, records)))
                 elif isinstance(message, Bye):
                     return
 
-    def _welcome(self, sock: socket.socket, hello: Hello) -> Source:
+    def _enter(self, hello: Hello) -> int:
+        """Return the last seq that is kept of a session. Raises ProtocolError for a wrong token."""
         if self._token and hello.token != self._token:
             raise ProtocolError("the token is wrong", Refusal.TOKEN)
         with self._changed:
-            last_seq = self._last_seqs.setdefault(hello.session, hello.acked)
-        sock.sendall(encode(Welcome(VERSION, "collector", last_seq, WINDOW_BYTES, "written")))
-        return Source.of(hello)
+            return self._last_seqs.setdefault(hello.session, hello.acked)
 
-    def _keep(self, session: bytes, source: Source, batch: Batch) -> int:
+    def _keep(self, session: bytes, source: Source, batch: Batch, wires: Sequence[Any]) -> int:
         """Keep what is new of a batch; return up to where all is kept. Raises ProtocolError."""
         shared = {"app": source.app, "host": source.host, "labels": source.labels}
-        records = [{**shared, **attributes(source, wire)} for wire in unpack_records(batch)]
+        records = [{**shared, **attributes(source, wire)} for wire in wires]
         with self._changed:
             last_seq = self._last_seqs[session]
             missing = batch.first_seq - 1 - last_seq

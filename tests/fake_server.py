@@ -64,6 +64,7 @@ class Peer:
         self.batches: list[Batch] = []  # all that came, heartbeats too
         self.messages: list[Any] = []
         self.source = Source()
+        self.decoder = Decoder(FROM_CLIENT)
         self.closed = False  # by the client, or by us
         self.may_read = threading.Event()
         self.may_read.set()
@@ -89,7 +90,7 @@ class Peer:
 
     def send(self, *messages: Any, piece_bytes: int = 0) -> None:
         """Send messages, in pieces of so many bytes if that is given; a client that is gone does not matter."""
-        data = b"".join(map(encode, messages))
+        data = b"".join(encode(message, checked=self.decoder.is_checked) for message in messages)
         with contextlib.suppress(OSError):
             for start in range(0, len(data), piece_bytes or len(data)):
                 self.sock.sendall(data[start : start + (piece_bytes or len(data))])
@@ -149,10 +150,9 @@ class Peer:
             self.sock.close()
 
     def _read(self) -> None:
-        decoder = Decoder(FROM_CLIENT)
         while self.may_read.wait() and (data := self.sock.recv(65536)):
-            decoder.feed(data)
-            while (message := decoder.next()) is not None:
+            self.decoder.feed(data)
+            while (message := self.decoder.next()) is not None:
                 self._act(message)
                 with self.server.changed:
                     self.messages.append(message)
@@ -162,13 +162,14 @@ class Peer:
         server = self.server
         if isinstance(message, Hello):
             self.hello = message
+            self.decoder.is_checked &= server.checks
             self.source = Source.of(message)
             server.on_hello(self, message)
         elif isinstance(message, Define):
             for fields in message.sites:
                 self.source.define(fields)
         elif isinstance(message, Batch):
-            for wire in unpack_records(message):
+            for wire in unpack_records(message, checked=self.decoder.is_checked):
                 for number in wire[1:3]:
                     assert not isinstance(number, int) or number in self.source.definitions, "a use before its DEFINE"
             self.batches.append(message)
@@ -194,6 +195,7 @@ class FakeServer:
         self.peers: list[Peer] = []
         self.failures: list[str] = []
         self.window_bytes = 1 << 20
+        self.checks = True  # whether it answers a HELLO that has a check in kind
         self.on_hello: Callable[[Peer, Hello], None] = FakeServer.greet
         self.on_batch: Callable[[Peer, Batch], None] = FakeServer.take
         self.wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock  # for TLS
@@ -266,7 +268,7 @@ class FakeServer:
         session = peer.session
         missing = batch.first_seq - 1 - session.last_seq
         assert missing <= batch.dropped, f"{missing} records are missing, and {batch.dropped} are declared"
-        records = unpack_records(batch)[max(0, -missing) :]
+        records = unpack_records(batch, checked=peer.decoder.is_checked)[max(0, -missing) :]
         session.dropped += max(0, missing)
         session.records += [attributes(peer.source, wire) for wire in records]
         session.last_seq = max(session.last_seq, batch.first_seq + batch.count - 1)

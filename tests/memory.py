@@ -243,12 +243,13 @@ class Client:
         self.transport = Transport(world, self.connection)
         self._decoder = Decoder(FROM_SERVER)
 
-    def hello(self, **other: Any) -> Client:
+    def hello(self, *, checked: bool = False, **other: Any) -> Client:
         fields = {
             "version": VERSION, "session": self.session, "pid": 7, "process_name": "worker", "host": "h", "app": "shop",
             "labels": {}, "start_time": 0.0, "token": "", "acked": 0,
         }  # fmt: skip
-        return self.send(encode(Hello(**(fields | other))), DEFINE)
+        define = encode(Define([SITE, [1, "MainThread"]]), checked=checked)
+        return self.send(encode(Hello(**(fields | other)), checked=checked), define)
 
     def send(self, *frames: bytes) -> Client:
         self.transport.receive(b"".join(frames))

@@ -28,9 +28,11 @@ from aiolog.protocol import (
     Busy,
     Bye,
     Define,
+    Hello,
     Refusal,
     Refuse,
     Welcome,
+    batch_frame,
     encode,
     pack_record,
 )
@@ -77,6 +79,44 @@ def test_hello_is_answered_with_welcome(world):
     """It names the store, the window and the durability, and the last record that the server answers for."""
     client = world.client().hello(acked=7)
     assert client.said() == [Welcome(VERSION, world.server.store, 7, 1 << 20, "written")]
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_hello_with_its_check_is_answered_in_kind(world, sink, checked):
+    """And a client that gives none sees none, to its last frame."""
+    client = world.client().hello(checked=checked)
+    client.send(batch_frame(1, 0, [pack_record([1.5, 0, 1, "a"])], checked=checked), encode(Bye(), checked=checked))
+    world.run()
+    written = bytes(client.transport.written)
+    said = client.said()
+    assert kinds(said) == [Welcome, Ack]
+    assert written == b"".join(encode(message, checked=checked) for message in said)
+    assert sink.messages == ["a"]
+    assert client.transport.eof
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("hello", 10), ("define", 12), ("batch", 6), ("batch", 40)],
+    ids=["hello: session", "define: a site's name", "batch: first_seq", "batch: payload"],
+)
+def test_what_changed_on_the_way_has_no_effect(world, sink, name, position):
+    """One bit of a checked frame: the connection is refused, and there is no session or record that nobody sent."""
+    frames = {
+        "hello": encode(Hello(VERSION, b"s" * 16, 7, "worker", "h", "shop", {}, 0.0, "", 2), checked=True),
+        "define": encode(Define([SITE, [1, "MainThread"]]), checked=True),
+        "batch": batch_frame(3, 0, [pack_record([1.5, 0, 1, "a"])] * 3, checked=True),
+    }
+    damaged = bytearray(frames[name])
+    damaged[position] ^= 2
+    client = world.client().send(*(frames | {name: bytes(damaged)}).values())
+    world.run()
+    said = client.said()
+    assert refusal(said) == Refusal.PROTOCOL
+    assert "damaged" in said[-1].text
+    assert sink.messages == []
+    assert set(world.server.sessions) <= {b"s" * 16}
+    assert len(world.server.sessions) == (name != "hello")
 
 
 def test_a_batch_is_acked_when_every_block_lane_has_committed_it():

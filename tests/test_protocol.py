@@ -300,6 +300,103 @@ def test_a_flipped_bit_in_the_header_is_never_another_batch():
             pass
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Checks
+
+HELLO = Hello(1, bytes(range(16)), 7, "worker", "host", "app", {"a": "b"}, 0.5, "", 40)
+SITE, THREAD = ["app", 20, "INFO", "/app.py", "app.py", "app", 1, "main"], [1, "MainThread"]
+RECORDS = [pack_record([1.5, 0, 1, text]) for text in ("started", "ready", "done")]
+CONVERSATIONS = {
+    "client": (
+        FROM_CLIENT,
+        [
+            encode(HELLO, checked=True),
+            *define_frames([SITE, THREAD], checked=True),
+            batch_frame(43, 2, RECORDS, checked=True),
+            batch_frame(46, 0, (), checked=True),
+            encode(Bye(), checked=True),
+        ],
+    ),
+    "server": (
+        FROM_SERVER,
+        [
+            encode(message, checked=True)
+            for message in (Busy(), Welcome(1, "s", 40, 1 << 20, "written"), Ack(45), Ack(1 << 40), Refuse(6, "stops"))
+        ],
+    ),
+}
+
+
+def understood(stream, forms):
+    """Return what a peer acts on: the messages up to the first that is damaged or not whole, batches as their records.
+
+    And whether something was damaged.
+    """
+    decoder = Decoder(forms)
+    decoder.feed(stream)
+    found = []
+    try:
+        while (message := decoder.next()) is not None:
+            if isinstance(message, Batch):
+                records = unpack_records(message, checked=decoder.is_checked)
+                message = (message.first_seq, message.count, message.dropped, records)
+            found.append(message)
+    except ProtocolError as error:
+        assert_sentence(error)
+        return found, True
+    return found, False
+
+
+@pytest.mark.parametrize("side", CONVERSATIONS)
+def test_a_flipped_bit_anywhere_in_a_checked_connection_is_detected(side):
+    """Each bit of a whole conversation in turn: what came before it is understood, and nothing from there on.
+
+    It is refused, or as a length that is too large waits for bytes that do not come.
+    """
+    forms, frames = CONVERSATIONS[side]
+    whole, is_damaged = understood(b"".join(frames), forms)
+    assert (len(whole), is_damaged) == (len(frames), False)
+    starts = list(itertools.accumulate(map(len, frames), initial=0))
+    for number, (frame, start) in enumerate(zip(frames, starts, strict=False)):
+        for position, bit in itertools.product(range(len(frame)), range(8)):
+            damaged = bytearray(b"".join(frames))
+            damaged[start + position] ^= 1 << bit
+            found, is_damaged = understood(bytes(damaged), forms)
+            assert found == whole[:number]
+            assert is_damaged or position < 4
+
+
+@relaxed
+@given(st.lists(client_messages.filter(lambda message: not isinstance(message, Batch)), min_size=1, max_size=5))
+def test_each_checked_message_comes_back(messages):
+    """With or without its check a message is the same; the first says which of the two all others must be."""
+    plain, checked = ([encode(message, checked=checked) for message in messages] for checked in (False, True))
+    for frames in (plain, checked):
+        assert decoded(b"".join(frames)) == messages
+    for frames in (plain[:1] + checked, checked[:1] + plain):
+        with pytest.raises(ProtocolError, match=r"fields instead of|its check does not match"):
+            decoded(b"".join(frames))
+
+
+def test_the_crc_of_a_checked_batch_is_another():
+    """Who leaves its numbers out of it, or puts them in where they are not expected, is refused."""
+    plain, checked = (decoded(batch_frame(7, 2, RECORDS, checked=checked))[0] for checked in (False, True))
+    assert unpack_records(plain) == unpack_records(checked, checked=True)
+    for batch, is_checked in ((plain, True), (checked, False)):
+        with pytest.raises(ProtocolError, match="damaged"):
+            unpack_records(batch, checked=is_checked)
+
+
+def test_a_batch_that_came_with_others_is_checked_too():
+    """A look ahead leaves it where it is, to be refused in its turn."""
+    decoder = Decoder(FROM_CLIENT)
+    decoder.feed(encode(HELLO, checked=True) + batch_frame(1, 0, RECORDS, checked=True) + batch_frame(4, 0, RECORDS))
+    decoder.next()
+    assert decoder.next_part(1, BATCH_BYTES, 10) is not None
+    assert decoder.next_part(4, BATCH_BYTES, 10) is None
+    assert decoder.next().first_seq == 4
+
+
 def payload_batch(payload, count=1):
     return Batch(1, count, 0, zlib.crc32(payload), payload)
 

@@ -9,6 +9,7 @@ import selectors
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -22,7 +23,20 @@ from hypothesis import strategies as st
 
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
-from aiolog.protocol import BATCH_BYTES, VERSION, Ack, Bye, Define, Hello, Refusal, pack_record
+from aiolog.protocol import (
+    BATCH_BYTES,
+    MAX_ANSWER_BYTES,
+    VERSION,
+    Ack,
+    Batch,
+    Bye,
+    Define,
+    Hello,
+    Refusal,
+    Refuse,
+    encode,
+    pack_record,
+)
 from aiolog.sender import COALESCE_BYTES, LASTING_REFUSALS, PATH_FAULTS, UNDER_WAY_BATCHES, Sender, backoff
 
 SITE = ("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main")
@@ -459,6 +473,43 @@ def test_silence_ends_a_connection(server, new_client, when):
     assert numbers(server) == [0, 1]
 
 
+def test_acks_that_a_damaged_length_swallows(server, new_client):
+    """Bytes that make no message are no sign of life."""
+    client = new_client(heartbeat_seconds=0.1)
+    moments = []
+
+    def swallow(peer, batch):
+        if peer is not server.peers[0]:
+            FakeServer.take(peer, batch)
+            return
+        moments.append(time.monotonic())
+        if len(moments) == 1:
+            peer.sock.sendall(struct.pack(">L", MAX_ANSWER_BYTES))
+        peer.ack()
+
+    server.on_batch = swallow
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    assert len(moments) >= 2
+    assert moments[-1] - moments[0] < 0.5 + SOON_SECONDS
+    assert numbers(server) == [0]
+
+
+def test_a_length_that_no_answer_has(server, client):
+    """It ends a connection at once."""
+
+    def announce(peer, batch):
+        FakeServer.keep(peer, batch)
+        peer.sock.sendall(struct.pack(">L", MAX_ANSWER_BYTES + 1))
+        server.on_batch = FakeServer.take
+
+    server.on_batch = announce
+    client.log(0)
+    assert client.flush(SOON_SECONDS)
+    assert numbers(server) == [0]
+    assert len(server.peers) == 2
+
+
 def test_busy_is_a_sign_of_life(server, new_client):
     """A server that says BUSY may take its time, and is sent nothing twice."""
     client = new_client(heartbeat_seconds=0.15)
@@ -542,6 +593,59 @@ def test_a_refusal_amid_a_connection(server, client, monkeypatch, capfd):
     assert client.flush(WAIT_SECONDS)
     said = capfd.readouterr().err
     assert f"127.0.0.1:{server.address[1]} refuses this process: a batch of a colour that I dislike" in said
+
+
+def test_an_ack_before_a_refusal_is_progress(server, client, monkeypatch):
+    """However often a path breaks a connection: as long as each gets something through, the next comes soon."""
+    monkeypatch.setattr(sender_module, "REFUSED_PAUSE_SECONDS", WAIT_SECONDS)
+    came = []
+
+    def take_one(peer, batch):
+        came.append(time.monotonic())
+        FakeServer.keep(peer, batch)
+        peer.send(Ack(peer.session.last_seq), Refuse(Refusal.PROTOCOL, "what came behind it was damaged"))
+        peer.close()
+
+    server.on_batch = take_one
+    for number in range(2 * PATH_FAULTS):
+        client.log(number)
+        server.wait_for(lambda number=number: len(came) > number)
+    server.on_batch = FakeServer.take
+    client.log("last")
+    assert client.flush(WAIT_SECONDS / 2)
+    assert server.texts == [*map(str, range(2 * PATH_FAULTS)), "last"]
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_server_that_knows_no_checks_gets_none(server, client, checks):
+    """It reads the field of HELLO past its own ten and answers without one; the rest of the connection has none."""
+    server.checks = checks
+    client.log(*range(3))
+    assert client.flush(WAIT_SECONDS)
+    client.stop(WAIT_SECONDS)
+    server.wait_for(lambda: server.peers[0].closed)
+    assert server.texts == ["0", "1", "2"]
+    assert {type(message) for message in server.peers[0].messages} == {Hello, Define, Batch, Bye}
+    assert server.peers[0].decoder.is_checked == checks
+
+
+def test_an_ack_that_changed_on_the_way_acks_nothing(server, client):
+    """A bit of its seq would forget records that were never taken: the connection ends, and they are sent again."""
+    acks = []
+
+    def ack_more(peer, batch):
+        acks.append(batch)
+        damaged = bytearray(encode(Ack(0), checked=True))
+        damaged[6] ^= 1
+        peer.sock.sendall(damaged)
+        server.on_batch = FakeServer.take
+
+    server.on_batch = ack_more
+    client.log("kept")
+    assert client.flush(WAIT_SECONDS)
+    assert len(acks) == 1
+    assert server.texts == ["kept"]
+    assert len(server.peers) == 2
 
 
 def test_a_restart_is_not_worth_a_line(server, client, capfd):

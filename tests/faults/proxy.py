@@ -36,9 +36,11 @@ class Proxy:
         self.half_close_after_bytes = 0  # of a client; then the server sees the end of the stream
         self.swallow_acks = False  # nothing comes back, though the connection stands
         self.corrupt_every_bytes = 0  # one bit of a byte is flipped on the way up
+        self.corrupt_acks_every_bytes = 0  # and on the way down
         self.black_hole = False  # nothing passes, in either direction; no new connection either
         self.connections = 0
         self.cuts = 0
+        self.flips = 0
         self.up_bytes = 0
         self._frozen: set[int] = set()  # connections through which nothing passes any more
         self._open: dict[int, tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = {}
@@ -116,7 +118,8 @@ class Proxy:
         if cut and self.cut_is_random:
             cut = self._random.randint(1, cut)
         half = self.half_close_after_bytes
-        flip_at = self.corrupt_every_bytes and self._random.randint(1, self.corrupt_every_bytes)
+        flip_every = self.corrupt_every_bytes if up else self.corrupt_acks_every_bytes
+        flip_at = flip_every and self._random.randint(1, flip_every)
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(4096)
         late = asyncio.ensure_future(self._write_late(number, waiting, writer))
         try:
@@ -140,13 +143,15 @@ class Proxy:
                 passed += len(data)
                 if up:
                     self.up_bytes += len(data)
-                    if self.corrupt_every_bytes and flip_at and passed >= flip_at:
-                        at = len(data) - 1 - (passed - flip_at)
-                        if at >= 0:
-                            data = data[:at] + bytes([data[at] ^ 1 << self._random.randrange(8)]) + data[at + 1 :]
-                        flip_at = passed + self._random.randint(1, self.corrupt_every_bytes)
                 elif self.swallow_acks:
                     continue
+                flip_every = self.corrupt_every_bytes if up else self.corrupt_acks_every_bytes
+                if flip_every and flip_at and passed >= flip_at:
+                    at = len(data) - 1 - (passed - flip_at)
+                    if at >= 0:
+                        data = data[:at] + bytes([data[at] ^ 1 << self._random.randrange(8)]) + data[at + 1 :]
+                        self.flips += 1
+                    flip_at = passed + self._random.randint(1, flip_every)
                 due = max(due, time.monotonic() + self.delay_seconds + self._random.random() * self.jitter_seconds)
                 await waiting.put((due, data))
                 if self.drip:
