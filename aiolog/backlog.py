@@ -239,10 +239,9 @@ class Backlog:
             return None
         batch = self._window[self._in_flight]
         self._in_flight += 1
-        if batch.payload_bytes > self._batch_bytes:
-            count = batch.count_within(self._batch_bytes)
-            if count < len(batch.records):
-                self._window.insert(self._in_flight, batch.split(count))
+        # A batch is cut behind the record that makes it full: what is too large is so without its last one.
+        if batch.records and batch.payload_bytes - len(batch.records[-1]) >= self._batch_bytes:
+            self._window.insert(self._in_flight, batch.split(batch.count_within(self._batch_bytes)))
         self._in_flight_bytes += batch.payload_bytes
         return batch_frame(batch.first_seq, batch.dropped, batch.records, checked=self._checked)
 
