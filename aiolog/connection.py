@@ -75,7 +75,7 @@ class Session:
 
     def __init__(self, last_seq: int) -> None:
         self.last_seq = last_seq
-        self.source: Source | None = None  # the process at its last connection
+        self.source: Source | None = None  # the process at its last connection, without its definitions
         self.is_ended = False  # it has said BYE
         self.is_missed = False  # it has been away for so long that this was said
         self.connection: Connection | None = None
@@ -350,7 +350,8 @@ class Connection(asyncio.Protocol):
         if session is None:
             self._refuse(Refusal.FULL, "too many sessions are open. Raise server.max_sessions, or try again later")
             return
-        self._source = session.source = Source.of(hello)
+        # Two of them: sessions are remembered for days, and what a connection defines and is prepared for it is much.
+        self._source, session.source = Source.of(hello), Source.of(hello)
         session.is_missed = False
         self._hello = hello
         before, session.connection = session.connection, self

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import stat
 import time
+import tracemalloc
 
 import pytest
 from memory import KIB, LIMITS, MemorySink, World, batch
@@ -14,8 +16,8 @@ from memory import KIB, LIMITS, MemorySink, World, batch
 from aiolog.connection import LINGER_SECONDS
 from aiolog.errors import ConfigError
 from aiolog.fanout import Fanout
-from aiolog.protocol import Ack, Busy, Bye, Refusal, Refuse, Welcome, encode
-from aiolog.record import Source, attributes
+from aiolog.protocol import Ack, Busy, Bye, Refusal, Refuse, Welcome, define_frames, encode
+from aiolog.record import MAX_NAME_CHARS, Source, attributes
 from aiolog.report import Report
 from aiolog.server import MISSED_SECONDS, SWEEP_SECONDS, TELL_SECONDS, Server
 
@@ -169,6 +171,36 @@ def test_sessions_are_forgotten_after_their_time(make_world):
     assert idle.session in world.server.sessions
     world.run(2)
     assert set(world.server.sessions) == {alive.session}
+
+
+def test_of_a_killed_process_little_is_remembered(make_world, sink):
+    """Its session is kept for days, but not what it defined: a service whose workers are killed would fill the memory.
+
+    Measured: 0.6 KiB a session, where it was 1,660 with this dictionary.
+    """
+    world = make_world()
+    sites = [["n" * MAX_NAME_CHARS, 20, "INFO", f"/app/{number}.py", "x.py", "x", 1, "f"] for number in range(100)]
+
+    def be_killed():
+        client = world.client().hello()
+        client.send(*define_frames(sites), batch(1, "a"))
+        world.run()
+        assert client.said()[-1] == Ack(1)
+        client.transport.lose()
+        world.run()
+        sink.deliveries.clear()  # which no real sink keeps
+        sink.tried.clear()
+
+    be_killed()
+    gc.collect()
+    tracemalloc.start()
+    for _ in range(20):
+        be_killed()
+    gc.collect()
+    kept_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(world.server.sessions) == 21
+    assert kept_bytes < 20 * 4 * KIB
 
 
 def test_a_client_knows_better_than_a_server_without_memory(make_world, sink):
