@@ -47,7 +47,7 @@ from aiolog.record import MAX_DEFINITION_CHARS, MAX_NAME_CHARS, MAX_SITES, MAX_T
 from aiolog.report import Report
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
-MAX_UNREAD_ACK_BYTES = 64 << 10  # 9,000 acks: a client that reads none of them is not one
+MAX_UNREAD_ACK_BYTES = 64 << 10  # 4,000 acks: a client that reads none of them is not one
 # So much is acked at once, as a client counts it, and the first batch after a pause; less is held, see ACK. It is a
 # quarter of the smallest buffer, after which that client would wait.
 ACK_BYTES = 16 << 10
@@ -75,7 +75,7 @@ class Session:
 
     def __init__(self, last_seq: int) -> None:
         self.last_seq = last_seq
-        self.source: Source | None = None  # the process at its last connection, without its definitions
+        self.source: Source | None = None  # the process at its last connection, in short
         self.is_ended = False  # it has said BYE
         self.is_missed = False  # it has been away for so long that this was said
         self.connection: Connection | None = None
@@ -350,8 +350,8 @@ class Connection(asyncio.Protocol):
         if session is None:
             self._refuse(Refusal.FULL, "too many sessions are open. Raise server.max_sessions, or try again later")
             return
-        # Two of them: sessions are remembered for days, and what a connection defines and is prepared for it is much.
-        self._source, session.source = Source.of(hello), Source.of(hello)
+        self._source = Source.of(hello)
+        session.source = self._source.in_short()
         session.is_missed = False
         self._hello = hello
         before, session.connection = session.connection, self

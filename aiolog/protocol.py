@@ -52,8 +52,9 @@ Checked connections. TCP's own sum misses what a broken router or proxy changes 
 or of a session that changes on the way loses records or doubles them. A client may therefore add one more field to
 its HELLO, the check: the CRC-32 of all bytes of the array before it, always as five bytes, ``0xce`` and a u32. A
 server that knows of it answers in kind, and from then on every message of the connection ends with its check, both
-ways. But BATCH has none: there the crc is one that goes on, over the payload, from what stands for the CRC-32 of the
-numbers, their sum ``(first_seq + count + dropped) % 0xFFFFFFFF``. Who leaves the check out is answered without.
+ways. But BATCH has none: there the crc goes on, over the payload, from the CRC-32 of the msgpack array ``[first_seq,
+count, dropped]``. The first message of a direction says for all whether they are checked; who leaves the check out is
+answered without, and a server that does not take a HELLO for its check is sent one without.
 
 >>> frame = encode(Ack(seq=5))
 >>> frame
@@ -120,9 +121,6 @@ _ARRAY_32 = struct.Struct(">BL")
 _ARRAY_32_TAG = 0xDD
 _CHECK = struct.Struct(">BL")
 _CHECK_TAG = 0xCE
-# No power of two is a multiple of it, so that any bit of a number changes the sum; a CRC of the numbers costs a server
-# that gets small batches 4 % more.
-_NUMBERS_MODULUS = 0xFFFFFFFF
 
 
 class Refusal(IntEnum):
@@ -284,7 +282,7 @@ def batch_frame(first_seq: int, dropped: int, records: Sequence[bytes], *, check
     """Return the BATCH frame of packed records; at most MAX_BATCH_RECORDS, and together below a frame's limit."""
     count = len(records)
     payload = b"".join((_ARRAY_32.pack(_ARRAY_32_TAG, count), *records))
-    before = (first_seq + count + dropped) % _NUMBERS_MODULUS if checked else 0
+    before = zlib.crc32(_pack((first_seq, count, dropped))) if checked else 0
     return encode(Batch(first_seq, count, dropped, zlib.crc32(payload, before), payload))
 
 
@@ -310,7 +308,7 @@ def unpack_records(
 
     Raises ProtocolError when it is damaged, or holds another number of records than it says.
     """
-    before = (batch.first_seq + batch.count + batch.dropped) % _NUMBERS_MODULUS if checked else 0
+    before = crc32(_pack((batch.first_seq, batch.count, batch.dropped)), 0) if checked else 0
     if crc32(batch.payload, before) != batch.crc:
         raise ProtocolError("a batch arrived damaged: its CRC does not match", Refusal.PROTOCOL)
     records = _unpack(batch.payload)
@@ -372,7 +370,8 @@ class Decoder:
         rest, start = self._rest, self._start
         (length,) = _LENGTH.unpack_from(rest, start)
         if length > self.max_frame_bytes:
-            raise ProtocolError(_explain_length(bytes(rest[start : start + 8]), length, self.max_frame_bytes), 1)
+            explain = _explain_answer if self._forms is FROM_SERVER else _explain_length
+            raise ProtocolError(explain(bytes(rest[start : start + 8]), length, self.max_frame_bytes), 1)
         if self.buffered_bytes < _LENGTH.size + length:
             return None
         begin = start + _LENGTH.size
@@ -440,7 +439,7 @@ class Decoder:
             self.is_checked = has_check
         if not self.is_checked:
             return values
-        if not has_check or zlib.crc32(body[:at]) != values[-1]:
+        if not has_check or zlib.crc32(memoryview(body)[:at]) != values[-1]:
             raise ProtocolError(f"{make.__name__.upper()} arrived damaged: its check does not match", Refusal.PROTOCOL)
         return values[:-1]
 
@@ -457,3 +456,10 @@ def _explain_length(head: bytes, length: int, limit: int) -> str:
         f"a frame of {length} bytes was announced, and the limit is {limit}; "
         "either something else than aiolog.AiologHandler connected, or max_frame_bytes is too small"
     )
+
+
+def _explain_answer(head: bytes, length: int, limit: int) -> str:
+    """The same for what a client hears."""
+    if head.startswith(b"HTTP"):
+        return "an HTTP server answered; give the handler the port for records, not that of metrics or of the service"
+    return f"an answer of {length} bytes was announced, and the limit is {limit}; something else than aiolog is there"

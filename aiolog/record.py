@@ -36,6 +36,7 @@ MAX_THREADS = 1_024  # a thread per request would otherwise fill the dictionary 
 MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one more
 MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
 MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
+MAX_SHORT_CHARS = 256  # of the names of a process that is gone: more than any has
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
 MAX_LABELS = 64  # of one process: a dozen of the orchestrator's, and the service's own
 MAX_LABEL_CHARS = 1_024  # of a label's name or value
@@ -197,6 +198,16 @@ class Source:
                 if isinstance(name, str) and isinstance(value, str)
             },
             start_time=hello.start_time,
+        )
+
+    def in_short(self) -> Source:
+        """Return who it is, without labels and definitions: what can be kept of a hundred thousand for days."""
+        process_name = self.process_name
+        return Source(
+            app=self.app[:MAX_SHORT_CHARS],
+            host=self.host[:MAX_SHORT_CHARS],
+            pid=self.pid,
+            process_name=process_name[:MAX_SHORT_CHARS] if process_name is not None else None,
         )
 
     def define(self, fields: Sequence[Any]) -> None:

@@ -45,7 +45,7 @@ from aiolog.protocol import (
 
 POLL_SECONDS = 0.001  # between two looks of a caller that waits: far below what block_timeout_seconds may be
 IDLE_POLL_SECONDS = 0.05  # the same for a flush that has waited long already
-RECEIVE_BYTES = 16 << 10  # acks are 13 bytes
+RECEIVE_BYTES = 16 << 10  # an ack is 16 bytes
 HANDSHAKE_TIMEOUT_SECONDS = 5.0  # from HELLO to WELCOME; a stopped server accepts connections and never answers
 COMPLAIN_SECONDS = 30.0  # at most one line on stderr in so long, for all handlers of a process to one server
 COMPLAIN_AFTER_SECONDS = 1.0  # a server that restarts is not worth a line
@@ -161,6 +161,8 @@ class Sender:
         self._refusals = 0  # since acks last advanced
         self._refused_at = 0.0  # the _progress_at of the last refusal
         self._idle = True
+        self._says_check = True  # whether the next HELLO has one
+        self._hears_check = False  # whether a server has ever answered in kind
         self._lost_at: float | None = None  # since when there has been no connection
         self._complained_at: float | None = None
 
@@ -453,7 +455,13 @@ class Sender:
         self.sock = sock
         try:
             decoder = Decoder(FROM_SERVER, MAX_ANSWER_BYTES)
-            welcome = self._shake_hands(sock, decoder, deadline)
+            try:
+                welcome = self._shake_hands(sock, decoder, deadline)
+            except Exception:  # perhaps it takes no HELLO that has a check; one that did once is asked no other way
+                self._says_check = self._hears_check or not self._says_check
+                raise
+            self._says_check = True
+            self._hears_check |= decoder.is_checked
             try:
                 self._progress(self.backlog.rewind(welcome.last_seq, checked=decoder.is_checked))
             except ProtocolError:  # it would be so for ever: the server knows this session from elsewhere
@@ -483,7 +491,7 @@ class Sender:
         timeout = _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)
         until = monotonic() + timeout
         sock.settimeout(timeout)
-        sock.sendall(encode(self._hello._replace(acked=self.backlog.acked_seq), checked=True))
+        sock.sendall(encode(self._hello._replace(acked=self.backlog.acked_seq), checked=self._says_check))
         while (message := decoder.next()) is None or isinstance(message, Busy):
             if message is not None:  # our last connection still has a batch under way
                 until = monotonic() + _left(deadline, HANDSHAKE_TIMEOUT_SECONDS)

@@ -378,6 +378,22 @@ def test_each_checked_message_comes_back(messages):
             decoded(b"".join(frames))
 
 
+@pytest.mark.parametrize("first_seq", [43, 1_000_000, (1 << 32) - 1, 1 << 61])
+def test_two_flipped_bits_in_the_numbers_are_detected(first_seq):
+    """Above all two of one place in ``first_seq`` and ``dropped``, which TCP's sum misses as any sum does."""
+    frame = batch_frame(first_seq, 2, RECORDS, checked=True)
+    (whole,) = decoded(frame)
+    at = frame.index(whole.payload)
+    for one, other in itertools.combinations(range(4 * 8, at * 8), 2):
+        damaged = bytearray(frame)
+        damaged[one // 8] ^= 1 << one % 8
+        damaged[other // 8] ^= 1 << other % 8
+        with contextlib.suppress(ProtocolError):
+            for batch in decoded(bytes(damaged)):
+                unpack_records(batch, checked=True)
+                pytest.fail(f"{batch[:4]} is taken for {whole[:4]}")
+
+
 def test_the_crc_of_a_checked_batch_is_another():
     """Who leaves its numbers out of it, or puts them in where they are not expected, is refused."""
     plain, checked = (decoded(batch_frame(7, 2, RECORDS, checked=checked))[0] for checked in (False, True))

@@ -629,6 +629,41 @@ def test_a_server_that_knows_no_checks_gets_none(server, client, checks):
     assert server.peers[0].decoder.is_checked == checks
 
 
+@pytest.mark.parametrize("how", ["refuses", "closes"])
+def test_a_server_that_takes_no_hello_with_a_check(server, client, how):
+    """It is asked again without, and so on each connection; one that has answered in kind is not."""
+
+    def be_strict(peer, hello):
+        if not peer.decoder.is_checked:
+            peer.welcome()
+        elif how == "refuses":
+            peer.decoder.is_checked = False
+            peer.refuse(Refusal.PROTOCOL, "HELLO has 11 fields instead of 10")
+        else:
+            peer.close()
+
+    server.on_hello = be_strict
+    for number in range(2):
+        client.log(number)
+        assert client.flush(WAIT_SECONDS)
+        server.peers[-1].reset()
+    assert [peer.decoder.is_checked for peer in server.peers if peer.batches] == [False, False]
+    assert len(server.peers) == 4
+    server.on_hello = FakeServer.greet
+    client.log(2)
+    assert client.flush(WAIT_SECONDS)
+    server.on_hello = be_strict
+    server.peers[-1].reset()
+    before = len(server.peers)
+    client.log(3)
+    server.wait_for(lambda: len(server.peers) >= before + 3)
+    server.on_hello = FakeServer.greet
+    assert client.flush(WAIT_SECONDS)
+    assert not any(peer.batches for peer in server.peers[before:-1])
+    assert server.peers[-1].decoder.is_checked
+    assert numbers(server) == [0, 1, 2, 3]
+
+
 def test_an_ack_that_changed_on_the_way_acks_nothing(server, client):
     """A bit of its seq would forget records that were never taken: the connection ends, and they are sent again."""
     acks = []
