@@ -27,6 +27,7 @@ SWEEP_SECONDS = 0.5  # between two looks for connections that are silent, stuck,
 TELL_SECONDS = 5.0  # between two records of what a slow sink missed
 ENDED_SECONDS = 60.0  # in which bytes of an older connection may come after BYE, and must not be taken for new ones
 MISSED_SECONDS = 5.0  # a living handler is back within its retryMax of half a second
+FORGOTTEN_TOGETHER = 64  # of all sessions one in so many goes at once, where there is no room for another
 WARNING = 30  # logging's number, for the server's own records
 
 
@@ -238,11 +239,12 @@ class Server:
         )
 
     def _forget_oldest(self) -> bool:
+        """Make room for a session, and at once for some more: whoever invents them would have all looked at for each."""
         idle = [(session.seen_at, key) for key, session in self.sessions.items() if session.connection is None]
-        if not idle:
-            return False
-        del self.sessions[min(idle)[1]]
-        return True
+        oldest = sorted(idle)[: max(1, self.limits.max_sessions // FORGOTTEN_TOGETHER)]
+        for _, key in oldest:
+            del self.sessions[key]
+        return bool(oldest)
 
     def take(self, transport: asyncio.Transport, connection: Connection) -> Intake:
         """Return what reads for a connection from now on: its transport, or what reads for all of them."""
