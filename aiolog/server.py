@@ -239,7 +239,7 @@ class Server:
         )
 
     def _forget_oldest(self) -> bool:
-        """Make room for a session, and at once for some more: whoever invents them would have all looked at for each."""
+        """Make room for a session, and for some more: who invents them would have all looked at for each."""
         idle = [(session.seen_at, key) for key, session in self.sessions.items() if session.connection is None]
         oldest = sorted(idle)[: max(1, self.limits.max_sessions // FORGOTTEN_TOGETHER)]
         for _, key in oldest:
