@@ -225,6 +225,7 @@ class Connection(asyncio.Protocol):
         self._lost = True
         if self._intake is not None and not self._paused:
             self._intake.pause_reading()  # its descriptor is about to be somebody else's
+        self._intake = None  # it knows us: what we hold would stay until the garbage collector comes by
         self._settle_ack()
         self._hold(self._delivering)
         if self._session is not None:

@@ -9,14 +9,27 @@ import socket
 import stat
 import time
 import tracemalloc
+import weakref
 
 import pytest
-from memory import KIB, LIMITS, MemorySink, World, batch
+import uvloop
+from memory import DEFINE, KIB, LIMITS, MemorySink, World, batch
 
-from aiolog.connection import LINGER_SECONDS
+from aiolog.connection import LINGER_SECONDS, Connection
 from aiolog.errors import ConfigError
-from aiolog.fanout import Fanout
-from aiolog.protocol import Ack, Busy, Bye, Refusal, Refuse, Welcome, define_frames, encode
+from aiolog.fanout import Fanout, Lane
+from aiolog.protocol import (
+    VERSION,
+    Ack,
+    Busy,
+    Bye,
+    Hello,
+    Refusal,
+    Refuse,
+    Welcome,
+    define_frames,
+    encode,
+)
 from aiolog.record import MAX_NAME_CHARS, Source, attributes
 from aiolog.report import Report
 from aiolog.server import FORGOTTEN_TOGETHER, MISSED_SECONDS, SWEEP_SECONDS, TELL_SECONDS, Server
@@ -220,6 +233,56 @@ def test_of_a_killed_process_little_is_remembered(make_world, sink):
     tracemalloc.stop()
     assert len(world.server.sessions) == 21
     assert kept_bytes < 20 * 4 * KIB
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "last_words", [None, encode(Bye()), b"\xff" * 8], ids=["is lost", "says goodbye", "is refused"]
+)
+def test_a_connection_that_is_gone_is_no_garbage(monkeypatch, sink, new_loop, last_words):
+    """It goes with its last reference: a server looks for garbage so seldom that megabytes of names would stay."""
+    alive = weakref.WeakSet()
+    begin = Connection.__init__
+
+    def begin_and_count(connection, *args):
+        begin(connection, *args)
+        alive.add(connection)
+
+    monkeypatch.setattr(Connection, "__init__", begin_and_count)
+
+    async def come_and_go():
+        fanout = Fanout()
+        await fanout.open({"app": Lane(sink, when_full="block", buffer_bytes=KIB, report=lambda *_: None)})
+        report = Report(time.monotonic, lambda _: None)
+        server = Server(fanout, LIMITS, report, durability="written", token="", wall_clock=time.time)
+        await server.listen("127.0.0.1", 0)
+        port = server._listeners[0].sockets[0].getsockname()[1]
+        gc.collect()
+        gc.disable()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(encode(Hello(VERSION, b"s" * 16, 1, "w", "h", "a", {}, 0.0, "", 0)) + DEFINE + batch(1, "a"))
+        assert await reader.readuntil(encode(Ack(1)))
+        assert len(alive) == 1
+        if last_words is None:
+            writer.transport.abort()
+        else:
+            writer.write(last_words)
+            await reader.read()
+            writer.close()
+        await server._quiet.wait()
+        sink.deliveries.clear()
+        sink.tried.clear()
+        await asyncio.sleep(0.01)  # what a loop has still to say of a connection is said in its next turn
+        assert not alive
+        await server.drain()
+        await fanout.close()
+        await server.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        try:
+            runner.run(asyncio.wait_for(come_and_go(), 10))
+        finally:
+            gc.enable()
 
 
 def test_a_client_knows_better_than_a_server_without_memory(make_world, sink):
