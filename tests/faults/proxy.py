@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 CHUNK_BYTES = 16 << 10
+MAX_PART_BYTES = 2_000  # that is lost or comes twice: some batches of a beat
 HOLD_SECONDS = 0.02  # between two looks of a pump that is held
 
 
@@ -35,12 +36,13 @@ class Proxy:
         self.cut_is_random = False  # after any number of bytes up to that
         self.half_close_after_bytes = 0  # of a client; then the server sees the end of the stream
         self.swallow_acks = False  # nothing comes back, though the connection stands
-        self.corrupt_every_bytes = 0  # one bit of a byte is flipped on the way up
+        self.corrupt_every_bytes = 0  # bytes are damaged on the way up
         self.corrupt_acks_every_bytes = 0  # and on the way down
+        self.damage = "flip"  # one bit of a byte; or "cut out" a part, or "repeat" it
         self.black_hole = False  # nothing passes, in either direction; no new connection either
         self.connections = 0
         self.cuts = 0
-        self.flips = 0
+        self.damaged = 0  # so often
         self.up_bytes = 0
         self._frozen: set[int] = set()  # connections through which nothing passes any more
         self._open: dict[int, tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = {}
@@ -149,8 +151,7 @@ class Proxy:
                 if flip_every and flip_at and passed >= flip_at:
                     at = len(data) - 1 - (passed - flip_at)
                     if at >= 0:
-                        data = data[:at] + bytes([data[at] ^ 1 << self._random.randrange(8)]) + data[at + 1 :]
-                        self.flips += 1
+                        data = self._damage(data, at)
                     flip_at = passed + self._random.randint(1, flip_every)
                 due = max(due, time.monotonic() + self.delay_seconds + self._random.random() * self.jitter_seconds)
                 await waiting.put((due, data))
@@ -171,6 +172,15 @@ class Proxy:
             self._reset(number)
         finally:
             late.cancel()
+
+    def _damage(self, data: bytes, at: int) -> bytes:
+        self.damaged += 1
+        part_bytes = self._random.randint(1, MAX_PART_BYTES)
+        if self.damage == "cut out":
+            return data[:at] + data[at + part_bytes :]
+        if self.damage == "repeat":
+            return data[: at + part_bytes] + data[at:]
+        return data[:at] + bytes([data[at] ^ 1 << self._random.randrange(8)]) + data[at + 1 :]
 
     async def _write_late(
         self, number: int, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter

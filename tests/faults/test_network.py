@@ -36,7 +36,7 @@ def through(tmp_path, row, load, seconds, *, config=TWO_SINKS, handler=None, dur
         stage.recoveries.append(stage.first_ack(healed, before) - healed)
         stage.rest()
         stage.stop()
-        stage.assert_exact(row, load=load, connections=proxy.connections, cuts=proxy.cuts, flips=proxy.flips)
+        stage.assert_exact(row, load=load, connections=proxy.connections, cuts=proxy.cuts, damaged=proxy.damaged)
         return stage, proxy
 
 
@@ -68,19 +68,20 @@ def test_acks_that_are_swallowed(tmp_path):
     assert max(stage.recoveries) < 7  # who had just said HELLO waits 5 s for its WELCOME
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut out", "repeat"])
 @pytest.mark.parametrize(
-    "flips",
+    "where",
     [
         pytest.param({"corrupt_every_bytes": 60_000}, id="seldom"),
         pytest.param({"corrupt_every_bytes": 4_000}, id="often, so that many are in a HELLO or in definitions"),
         pytest.param({"corrupt_acks_every_bytes": 400}, id="in what the server says"),
     ],
 )
-def test_bytes_that_change_on_the_way(tmp_path, flips):
-    """A flipped bit costs a connection, and no record."""
-    stage, proxy = through(tmp_path, "F8-flips", "L1", 6, handler=QUICK, config=DAMAGED, **flips)
+def test_bytes_that_change_on_the_way(tmp_path, where, damage):
+    """A damaged byte, or a part that is lost or comes twice, costs a connection, and no record."""
+    stage, proxy = through(tmp_path, f"F8-{damage}", "L1", 6, handler=QUICK, config=DAMAGED, damage=damage, **where)
     assert proxy.connections > 4 + 3
-    assert proxy.flips >= proxy.connections - 4 - 1
+    assert proxy.damaged >= proxy.connections - 4 - 1
     assert max(stage.recoveries) < 2
 
 
