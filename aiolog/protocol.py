@@ -459,7 +459,7 @@ def _explain_length(head: bytes, length: int, limit: int) -> str:
 
 
 def _explain_answer(head: bytes, length: int, limit: int) -> str:
-    """The same for what a client hears."""
+    """Say it of what a client hears."""
     if head.startswith(b"HTTP"):
         return "an HTTP server answered; give the handler the port for records, not that of metrics or of the service"
     return f"an answer of {length} bytes was announced, and the limit is {limit}; something else than aiolog is there"

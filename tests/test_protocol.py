@@ -27,6 +27,7 @@ from aiolog.protocol import (
     DEFINE_BYTES,
     FROM_CLIENT,
     FROM_SERVER,
+    MAX_ANSWER_BYTES,
     MAX_ARRAY_LEN,
     MAX_BATCH_RECORDS,
     MAX_CONTAINERS,
@@ -737,6 +738,21 @@ def test_strangers_are_told_what_they_are(data, word):
     decoder.feed(data[3:4])
     with pytest.raises(ProtocolError):
         decoder.next()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"HTTP/1.1 400 Bad Request\r\n", "HTTP server answered"), (b"220 mail.example ESMTP\r\n", "something else")],
+    ids=["HTTP", "SMTP"],
+)
+def test_a_client_is_told_what_answered(answer, words):
+    """In words of its own: no setting of the server is to be raised for that."""
+    decoder = Decoder(FROM_SERVER, MAX_ANSWER_BYTES)
+    decoder.feed(answer)
+    with pytest.raises(ProtocolError, match=words) as caught:
+        decoder.next()
+    assert_sentence(caught.value)
+    assert "max_frame_bytes" not in str(caught.value)
 
 
 @relaxed
