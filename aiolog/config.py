@@ -90,6 +90,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="What all peers together may have under way: the bound on memory when they stall.",
         ),
     ] = 256 * MIB
+    max_dictionary_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 * MIB,
+            le=64 * GIB,
+            description="What all processes may say of themselves and their log statements, about 1 KiB each.",
+        ),
+    ] = 256 * MIB
     handshake_timeout_seconds: Annotated[
         Timeout, Meta(description="From connecting to a whole HELLO. Strangers that say nothing are not kept.")
     ] = 10.0

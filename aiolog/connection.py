@@ -60,6 +60,7 @@ class Limits(NamedTuple):
     window_bytes: int
     max_connections: int
     max_inflight_bytes: int
+    max_dictionary_bytes: int
     max_sessions: int
     handshake_timeout_seconds: float
     frame_timeout_seconds: float
@@ -119,12 +120,16 @@ class Hub(Protocol):
     durability: str
     draining: bool
     held_bytes: int  # received and not yet delivered, over all connections
+    described_bytes: int  # what all processes say of themselves, see Source.size_bytes
 
     def joined(self, connection: Connection) -> bool:
         """Take a new connection; False when there are enough."""
 
     def left(self, connection: Connection) -> None:
         """Forget a connection that has closed."""
+
+    def make_room(self) -> None:
+        """Part from whoever says the most of itself, while all together say more than is granted."""
 
     def may_enter(self, token: str) -> bool:
         """Whether the token is the right one."""
@@ -157,6 +162,7 @@ class Connection(asyncio.Protocol):
         self._source = Source()
         self._hello: Hello
         self._definition_chars = 0
+        self.described_bytes = 0  # this process's part of the hub's
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._intake: Intake | None = None
@@ -273,6 +279,18 @@ class Connection(asyncio.Protocol):
             if not self._delivering:
                 self._farewell()
 
+    def give_way(self) -> None:
+        """Forget what this process says of itself, and part: it says the most, and there is no room for all."""
+        self._source = self._source.in_short()
+        self._hub.described_bytes -= self.described_bytes
+        self.described_bytes = 0
+        limit_mib = self._hub.limits.max_dictionary_bytes / (1 << 20)
+        self._refuse(
+            Refusal.FULL,
+            f"the log statements of all processes take more than {limit_mib:g} MiB, and this one has the most. "
+            "Raise server.max_dictionary_bytes, or log from fewer processes",
+        )
+
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
@@ -364,6 +382,15 @@ class Connection(asyncio.Protocol):
             self._delivering = 1  # nothing more is read from here until the older connection has let go
             self._delivering_since = self._loop.time()
             before.yield_to(self)
+        self._described()
+
+    def _described(self) -> None:
+        """Count what this process has said of itself."""
+        hub, size_bytes = self._hub, self._source.size_bytes
+        hub.described_bytes += size_bytes - self.described_bytes
+        self.described_bytes = size_bytes
+        if hub.described_bytes > hub.limits.max_dictionary_bytes:
+            hub.make_room()
 
     def _welcome(self, session: Session) -> None:
         if self._transport is not None and not (self._ended or self._lost):
@@ -422,6 +449,7 @@ class Connection(asyncio.Protocol):
             or self._definition_chars > MAX_DEFINITION_CHARS + MAX_NAME_CHARS
         ):
             raise ProtocolError("the dictionary of definitions is larger than the protocol allows")
+        self._described()
 
     def _take(self, session: Session, batch: Batch) -> None:
         """Deliver what is new in a batch; ack what is not."""

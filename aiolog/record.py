@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,6 +37,10 @@ MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one
 MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
 MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
 MAX_SHORT_CHARS = 256  # of the names of a process that is gone: more than any has
+# What definitions take in a server with what one sink's format prepares of them: measured, text and JSON.
+DEFINITION_BYTES = 800  # of each, besides its texts
+PLAIN_CHAR_BYTES = 2  # of a character that stands as it is, once in either
+ODD_CHAR_BYTES = 16  # of another: up to 4 as it came, and 12 as JSON escapes it
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
 MAX_LABELS = 64  # of one process: a dozen of the orchestrator's, and the service's own
 MAX_LABEL_CHARS = 1_024  # of a label's name or value
@@ -159,10 +163,10 @@ class Source:
     ``definitions`` maps the numbers of the dictionary to sites and threads; numbers only grow and never change
     their meaning. ``plans`` is where a formatter keeps what it has prepared for each site, so that it goes when
     the connection goes. ``start_time`` is the worker's ``logging._startTime``: seconds as a float, or an int in
-    nanoseconds from CPython 3.13.
+    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory.
     """
 
-    __slots__ = ("app", "definitions", "host", "labels", "pid", "plans", "process_name", "start_time")
+    __slots__ = ("app", "definitions", "host", "labels", "pid", "plans", "process_name", "size_bytes", "start_time")
 
     def __init__(
         self,
@@ -182,6 +186,7 @@ class Source:
         self.start_time = start_time
         self.definitions: dict[int, Definition] = {}
         self.plans: dict[object, dict[Any, Any]] = {}
+        self.size_bytes = _bytes_of((app, host, process_name, *self.labels, *self.labels.values()))
 
     @classmethod
     def of(cls, hello: Any) -> Source:
@@ -212,7 +217,18 @@ class Source:
 
     def define(self, fields: Sequence[Any]) -> None:
         """Add the next definition. Raises ``ValueError`` for a wrong number of fields."""
-        self.definitions[len(self.definitions)] = definition(fields)
+        made = definition(fields)
+        self.definitions[len(self.definitions)] = made
+        self.size_bytes += _bytes_of(made)
+
+
+def _bytes_of(fields: Iterable[Any]) -> int:
+    """Return about what one definition takes, with what a format prepares of it."""
+    return DEFINITION_BYTES + sum(
+        len(text) * (PLAIN_CHAR_BYTES if text.isascii() and text.isprintable() else ODD_CHAR_BYTES)
+        for text in fields
+        if isinstance(text, str)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from aiolog.connection import Connection, Counts, Intake, Limits, Session, created
@@ -58,6 +59,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.counts = Counts()
         self.held_bytes = 0  # received and not yet delivered, over all connections
+        self.described_bytes = 0  # what all processes say of themselves
         self.draining = False
         self._token = token
         self._wall_clock = wall_clock
@@ -167,8 +169,14 @@ class Server:
     def left(self, connection: Connection) -> None:
         """Forget a connection that has closed."""
         self.connections.discard(connection)
+        self.described_bytes -= connection.described_bytes
         if not self.connections:
             self._quiet.set()
+
+    def make_room(self) -> None:
+        """Part from whoever says the most of itself, while all together say more than is granted."""
+        while self.described_bytes > self.limits.max_dictionary_bytes:
+            max(self.connections, key=attrgetter("described_bytes")).give_way()
 
     def may_enter(self, token: str) -> bool:
         """Whether the token is the right one, in the same time for any wrong one."""

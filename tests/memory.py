@@ -33,6 +33,7 @@ LIMITS = Limits(
     window_bytes=MIB,
     max_connections=100,
     max_inflight_bytes=8 * MIB,
+    max_dictionary_bytes=64 * MIB,
     max_sessions=100,
     handshake_timeout_seconds=10.0,
     frame_timeout_seconds=30.0,

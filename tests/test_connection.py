@@ -928,6 +928,80 @@ def test_a_batch_of_a_lost_connection_is_still_held(world, sink):
     assert world.server.held_bytes == 0
 
 
+def statements(count, chars=100):
+    """Return the DEFINE frame of as many log statements more."""
+    return encode(Define([["n" * chars, 20, "INFO", "/a.py", "a.py", "a", number, "f"] for number in range(count)]))
+
+
+def test_what_all_processes_say_of_themselves_has_a_bound(sink):
+    """Beyond it the one that says the most is refused, whoever said the last; the others go on, and it comes back."""
+    world = World([sink], max_dictionary_bytes=256 * KIB)
+    few = [world.client().hello() for _ in range(10)]
+    many = world.client().hello().send(statements(150))
+    world.run()
+    assert 150 * KIB < world.server.described_bytes < 256 * KIB
+    assert kinds(many.said()) == [Welcome]
+    for client in few:
+        client.send(statements(12), batch(1, "few"))
+    world.run()
+    *_, last = many.said()
+    assert last.code == Refusal.FULL
+    assert "server.max_dictionary_bytes" in last.text
+    assert world.server.described_bytes < 256 * KIB
+    for client in few:
+        assert kinds(client.said()) == [Welcome, Ack]
+    many.transport.lose()
+    for client in few:
+        client.transport.lose()
+    assert world.server.described_bytes == 0
+    again = world.client(many.session).hello().send(statements(150), batch(1, "many"))
+    world.run()
+    assert kinds(again.said()) == [Welcome, Ack]
+    assert sorted(sink.messages) == ["few"] * 10 + ["many"]
+    world.close()
+
+
+def test_one_process_that_says_too_much_is_refused_alone(sink):
+    """Also amid a batch of others, and what it had under way is written."""
+    world = World([sink], max_dictionary_bytes=64 * KIB)
+    sink.hold()
+    well, bad = world.client().hello(), world.client().hello()
+    well.send(batch(1, "well"))
+    bad.send(batch(1, "bad"), statements(100), batch(2, "never"))
+    world.run()
+    assert kinds(bad.said()) == [Welcome]  # its statements wait behind the batch
+    sink.let()
+    world.run()
+    assert kinds(bad.said()) == [Ack, Refuse]
+    assert kinds(well.said()) == [Welcome, Ack]
+    assert sink.messages == ["well", "bad"]
+    world.close()
+
+
+def test_who_waits_for_an_older_connection_may_have_to_give_way(sink):
+    """Its HELLO is counted too; the session is free again when the older one has let go."""
+    world = World([sink], max_dictionary_bytes=64 * KIB)
+    sink.hold()
+    labels = {f"{number}": "v" * MAX_LABEL_CHARS for number in range(25)}
+    older = world.client().hello().send(batch(1, "x"))
+    world.run()
+    newer = world.client(older.session).hello(labels=labels)
+    others = [world.client().hello().send(statements(8)) for _ in range(2)]
+    world.run()
+    assert world.server.described_bytes < 64 * KIB
+    assert refusal(newer.said()) == Refusal.FULL
+    sink.let()
+    world.run()
+    for client in (older, newer):
+        client.transport.lose()
+    again = world.client(older.session).hello().send(batch(2, "y"))
+    world.run()
+    assert kinds(again.said()) == [Welcome, Ack]
+    assert [kinds(client.said()) for client in others] == [[Welcome]] * 2
+    assert sink.messages == ["x", "y"]
+    world.close()
+
+
 # -- the whole, at random
 
 SESSIONS = 3
@@ -1119,6 +1193,7 @@ class Life(RuleBasedStateMachine):
         for transport in self.transports:
             transport.lose()
         assert self.world.server.held_bytes == 0
+        assert self.world.server.described_bytes == 0
         assert self.world.server.connections == set()
         assert all(session.connection is None for session in self.world.server.sessions.values())
         self.world.close()

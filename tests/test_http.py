@@ -148,7 +148,7 @@ async def answering(sink: FullDisk, when_full: str) -> AsyncIterator[tuple[Serve
     """A server without connections, a lane to the sink, and the URL of its HTTP."""
     report = Report(time.monotonic, lambda _line: None)
     fanout = Fanout()
-    limits = Limits(1 << 20, 1 << 20, 10, 1 << 28, 10, 10, 30, 90, 5, 60)
+    limits = Limits(1 << 20, 1 << 20, 10, 1 << 28, 1 << 28, 10, 10, 30, 90, 5, 60)
     server = Server(fanout, limits, report, durability="written", wall_clock=time.time)
     lane = Lane(sink, when_full=when_full, buffer_bytes=1 << 20, report=report)
     await fanout.open({"app": lane})
