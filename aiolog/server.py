@@ -25,6 +25,7 @@ from aiolog.record import Site, Source, Thread, WireRecord
 from aiolog.report import Report
 
 SWEEP_SECONDS = 0.5  # between two looks for connections that are silent, stuck, or want a BUSY
+SWEPT_TOGETHER = 4096  # sessions: a millisecond of the event loop, and all that are kept by default in 8 s
 TELL_SECONDS = 5.0  # between two records of what a slow sink missed
 ENDED_SECONDS = 60.0  # in which bytes of an older connection may come after BYE, and must not be taken for new ones
 MISSED_SECONDS = 5.0  # a living handler is back within its retryMax of half a second
@@ -137,6 +138,7 @@ class Server:
 
     async def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         told_at = loop.time()
+        unseen: list[bytes] = []  # sessions that are still to be looked at in this round
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
@@ -148,14 +150,21 @@ class Server:
             if self.held_bytes <= self.limits.max_inflight_bytes:
                 for connection in list(self.connections):
                     connection.read_on()
-            for key, session in list(self.sessions.items()):
-                away_seconds = now - session.seen_at if session.connection is None else 0.0
-                if away_seconds > (ENDED_SECONDS if session.is_ended else self.limits.session_ttl_seconds):
-                    del self.sessions[key]
-                elif session.is_ended:
-                    pass
-                elif away_seconds > MISSED_SECONDS and session.last_seq and not session.is_missed:
-                    self._miss(session)
+            unseen = unseen or list(self.sessions)
+            for key in unseen[-SWEPT_TOGETHER:]:
+                self._look(key, now)
+            del unseen[-SWEPT_TOGETHER:]
+
+    def _look(self, key: bytes, now: float) -> None:
+        """Forget a session that has been away for too long; say it once if it went without a BYE."""
+        session = self.sessions.get(key)
+        if session is None or session.connection is not None:
+            return
+        away_seconds = now - session.seen_at
+        if away_seconds > (ENDED_SECONDS if session.is_ended else self.limits.session_ttl_seconds):
+            del self.sessions[key]
+        elif not session.is_ended and away_seconds > MISSED_SECONDS and session.last_seq and not session.is_missed:
+            self._miss(session)
 
     # -- what connections ask
 

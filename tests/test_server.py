@@ -409,6 +409,27 @@ def test_the_sweep_looks_at_every_connection(make_world, sink):
     assert world.server.connections == {waiting.connection}
 
 
+def test_all_of_many_sessions_are_looked_at(make_world, sink, monkeypatch):
+    """A few a sweep: each process that went is missed once, in one round, and those who join and go meanwhile too."""
+    monkeypatch.setattr("aiolog.server.SWEPT_TOGETHER", 3)
+    world = make_world()
+
+    def come_and_go(count):
+        for _ in range(count):
+            client = world.client().hello().send(batch(1, "x"))
+            world.run()
+            client.transport.lose()
+
+    come_and_go(10)
+    world.run(MISSED_SECONDS + 1)
+    come_and_go(10)
+    world.run(MISSED_SECONDS + 20 / 3 * SWEEP_SECONDS + 1)
+    assert sum("went without" in message for message in sink.messages) == 20
+    assert world.server.sessions
+    world.run(world.server.limits.session_ttl_seconds + 20 / 3 * SWEEP_SECONDS + 1)
+    assert not world.server.sessions
+
+
 def test_the_sweep_reads_on_when_there_is_room(make_world, sink):
     """A connection that was stopped by the sum of all goes on, though nothing happens on itself."""
     world = make_world(max_inflight_bytes=100 * KIB)
