@@ -93,11 +93,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_dictionary_bytes: Annotated[
         int,
         Meta(
-            ge=1 * MIB,
+            ge=64 * MIB,
             le=64 * GIB,
             description="What all processes may say of themselves and their log statements, about 1 KiB each.",
         ),
-    ] = 256 * MIB
+    ] = 512 * MIB
     handshake_timeout_seconds: Annotated[
         Timeout, Meta(description="From connecting to a whole HELLO. Strangers that say nothing are not kept.")
     ] = 10.0

@@ -43,7 +43,7 @@ from aiolog.protocol import (
     encode,
     unpack_records,
 )
-from aiolog.record import MAX_DEFINITION_CHARS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS, Source, WireRecord
+from aiolog.record import MAX_DEFINITION_CHARS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS, Room, Source, WireRecord
 from aiolog.report import Report
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
@@ -120,7 +120,7 @@ class Hub(Protocol):
     durability: str
     draining: bool
     held_bytes: int  # received and not yet delivered, over all connections
-    described_bytes: int  # what all processes say of themselves, see Source.size_bytes
+    room: Room  # for what all processes say of themselves
 
     def joined(self, connection: Connection) -> bool:
         """Take a new connection; False when there are enough."""
@@ -129,7 +129,7 @@ class Hub(Protocol):
         """Forget a connection that has closed."""
 
     def make_room(self) -> None:
-        """Part from whoever says the most of itself, while all together say more than is granted."""
+        """Part from whoever says the most of itself: all together say more than there is room for."""
 
     def may_enter(self, token: str) -> bool:
         """Whether the token is the right one."""
@@ -160,9 +160,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._decoder = Decoder(FROM_CLIENT, MAX_HELLO_BYTES, crc32)
         self._source = Source()
-        self._hello: Hello
+        self._key = b""  # of the session
         self._definition_chars = 0
-        self.described_bytes = 0  # this process's part of the hub's
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._intake: Intake | None = None
@@ -233,7 +232,9 @@ class Connection(asyncio.Protocol):
             self._intake.pause_reading()  # its descriptor is about to be somebody else's
         self._intake = None  # it knows us: what we hold would stay until the garbage collector comes by
         self._settle_ack()
-        self._hold(self._delivering)
+        # With what the batch is of: who comes, says much, sends a little and goes must not fill the memory either.
+        self._hold(self._delivering and self._delivering + self._source.size_bytes)
+        self._source = self._source.in_short()  # an older connection may know us too, until its batch is committed
         if self._session is not None:
             self._session.seen_at = self._loop.time()
             if not self._delivering:
@@ -279,11 +280,13 @@ class Connection(asyncio.Protocol):
             if not self._delivering:
                 self._farewell()
 
+    @property
+    def described_bytes(self) -> int:
+        """How much this process says of itself; 0 once that is forgotten."""
+        return self._source.size_bytes if self._parting_since is None else 0
+
     def give_way(self) -> None:
-        """Forget what this process says of itself, and part: it says the most, and there is no room for all."""
-        self._source = self._source.in_short()
-        self._hub.described_bytes -= self.described_bytes
-        self.described_bytes = 0
+        """Part: this process says the most of itself, and there is no room for all."""
         limit_mib = self._hub.limits.max_dictionary_bytes / (1 << 20)
         self._refuse(
             Refusal.FULL,
@@ -369,10 +372,10 @@ class Connection(asyncio.Protocol):
         if session is None:
             self._refuse(Refusal.FULL, "too many sessions are open. Raise server.max_sessions, or try again later")
             return
-        self._source = Source.of(hello)
+        self._source = Source.of(hello, self._hub.room)
         session.source = self._source.in_short()
         session.is_missed = False
-        self._hello = hello
+        self._key = hello.session
         before, session.connection = session.connection, self
         self._session = session
         self._decoder.max_frame_bytes = self._hub.limits.max_frame_bytes
@@ -382,15 +385,8 @@ class Connection(asyncio.Protocol):
             self._delivering = 1  # nothing more is read from here until the older connection has let go
             self._delivering_since = self._loop.time()
             before.yield_to(self)
-        self._described()
-
-    def _described(self) -> None:
-        """Count what this process has said of itself."""
-        hub, size_bytes = self._hub, self._source.size_bytes
-        hub.described_bytes += size_bytes - self.described_bytes
-        self.described_bytes = size_bytes
-        if hub.described_bytes > hub.limits.max_dictionary_bytes:
-            hub.make_room()
+        if self._hub.room.is_short:
+            self._hub.make_room()
 
     def _welcome(self, session: Session) -> None:
         if self._transport is not None and not (self._ended or self._lost):
@@ -449,7 +445,8 @@ class Connection(asyncio.Protocol):
             or self._definition_chars > MAX_DEFINITION_CHARS + MAX_NAME_CHARS
         ):
             raise ProtocolError("the dictionary of definitions is larger than the protocol allows")
-        self._described()
+        if self._hub.room.is_short:
+            self._hub.make_room()
 
     def _take(self, session: Session, batch: Batch) -> None:
         """Deliver what is new in a batch; ack what is not."""
@@ -492,7 +489,7 @@ class Connection(asyncio.Protocol):
             Delivery(
                 self._source,
                 records,
-                session=self._hello.session,
+                session=self._key,
                 first_seq=last_seq - len(records) + 1,
                 dropped=dropped,
                 notices=notices,
@@ -532,6 +529,8 @@ class Connection(asyncio.Protocol):
         if self._lost or self._successor is not None:
             self._release()
             return
+        if self._hub.room.is_short:  # formats would have kept more
+            self._hub.make_room()
         now = self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
         ack_at = self._acked_at + self._hub.ack_hold_seconds
         if (
@@ -574,7 +573,7 @@ class Connection(asyncio.Protocol):
         self._settle_ack()
         if session is not None:
             session.is_ended, session.connection, session.seen_at = True, None, self._loop.time()
-        self._hub.fanout.forget(self._hello.session)
+        self._hub.fanout.forget(self._key)
         self._session = None
         self.part()
 
@@ -589,6 +588,7 @@ class Connection(asyncio.Protocol):
             self._complain(f"was refused: {text}")
         self._settle_ack()  # a client hears nothing that comes after this
         self._send(Refuse(code, text))
+        self._source = self._source.in_short()  # nothing more comes: what deliveries still need they have
         self.part()
 
     def _complain(self, text: str) -> None:

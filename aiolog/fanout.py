@@ -160,9 +160,10 @@ class Rotates(Protocol):
 class Missed:
     """How many records of one process a lane dropped, and the first and the last of them."""
 
-    __slots__ = ("records", "since", "until")
+    __slots__ = ("records", "since", "source", "until")
 
-    def __init__(self, since: WireRecord) -> None:
+    def __init__(self, source: Source, since: WireRecord) -> None:
+        self.source = source.in_short()
         self.records = 0
         self.since = self.until = since
 
@@ -183,12 +184,13 @@ class Lane:
         self.failing = False
         self.written_records = 0
         self.dropped_records = 0
-        self.untold: dict[Source, Missed] = {}  # what was dropped and not yet said
+        self.untold: dict[bytes, Missed] = {}  # what was dropped and not yet said, by session
         self.failures = 0
         self._buffer_bytes = buffer_bytes
         self._report = report
         self._queue: list[Delivery] = []
         self._queued_bytes = 0
+        self._queued_sources: set[Source] = set()  # of a lane that may drop
         self._loop: asyncio.AbstractEventLoop | None = None  # once it is open
         self._call: asyncio.Handle | None = None  # of the next step, when it is due
         self._group: Sequence[Delivery] = ()  # what is being written
@@ -208,9 +210,13 @@ class Lane:
         """Take a delivery, or drop it when this lane may and is full. Never waits."""
         # The server's own few records have no size: what tells of drops must not be one.
         size = delivery.size_bytes
-        if not self.blocks and size and self._queued_bytes + size > self._buffer_bytes and self._queue:
-            self._miss(delivery)
-            return
+        if not self.blocks and size:
+            if delivery.source not in self._queued_sources:  # its connection may go, and it must stay
+                size += delivery.source.size_bytes
+            if self._queued_bytes + size > self._buffer_bytes and self._queue:
+                self._miss(delivery)
+                return
+            self._queued_sources.add(delivery.source)
         if not self._queue and not self._group:
             self._rest.clear()
             self._call_soon()
@@ -227,7 +233,9 @@ class Lane:
         if not delivery.records:
             return
         self.dropped_records += len(delivery.records)
-        missed = self.untold.setdefault(delivery.source, Missed(delivery.records[0]))
+        missed = self.untold.get(delivery.session)
+        if missed is None:
+            missed = self.untold[delivery.session] = Missed(delivery.source, delivery.records[0])
         missed.records += len(delivery.records)
         missed.until = delivery.records[-1]
 
@@ -256,6 +264,7 @@ class Lane:
         """Take what waits, and write it."""
         self._call = None
         group, self._queue, self._queued_bytes = self._queue, [], 0
+        self._queued_sources.clear()
         self._commit(group, group)
 
     def _commit(self, group: Sequence[Delivery], writing: Sequence[Delivery]) -> None:

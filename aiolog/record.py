@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,10 +38,7 @@ MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one
 MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
 MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
 MAX_SHORT_CHARS = 256  # of the names of a process that is gone: more than any has
-# What definitions take in a server with what one sink's format prepares of them: measured, text and JSON.
-DEFINITION_BYTES = 800  # of each, besides its texts
-PLAIN_CHAR_BYTES = 2  # of a character that stands as it is, once in either
-ODD_CHAR_BYTES = 16  # of another: up to 4 as it came, and 12 as JSON escapes it
+KEPT_BYTES = 200  # of a definition, or what is kept for one, besides its texts: a tuple, and its place in a dictionary
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
 MAX_LABELS = 64  # of one process: a dozen of the orchestrator's, and the service's own
 MAX_LABEL_CHARS = 1_024  # of a label's name or value
@@ -157,16 +155,52 @@ def definition(fields: Sequence[Any]) -> Definition:
     return Site.of(fields)
 
 
+class Room:
+    """The memory that all sources of a server share, for what processes say of themselves and formats keep of it.
+
+    ``used_bytes`` counts what any source holds that somebody still knows. ``is_short``: more was asked for than there
+    is, since somebody last set it back.
+    """
+
+    __slots__ = ("is_short", "limit_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: float) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self.is_short = False
+
+    def has(self, size_bytes: int) -> bool:
+        """Whether there is room for so much more."""
+        if self.used_bytes + size_bytes > self.limit_bytes:
+            self.is_short = True
+            return False
+        return True
+
+
+_UNBOUNDED = Room(inf)  # for sources that nobody else can make
+
+
 class Source:
     """One process at the other end of a connection: what all its records share.
 
     ``definitions`` maps the numbers of the dictionary to sites and threads; numbers only grow and never change
     their meaning. ``plans`` is where a formatter keeps what it has prepared for each site, so that it goes when
     the connection goes. ``start_time`` is the worker's ``logging._startTime``: seconds as a float, or an int in
-    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory.
+    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory, of that in ``room``.
     """
 
-    __slots__ = ("app", "definitions", "host", "labels", "pid", "plans", "process_name", "size_bytes", "start_time")
+    __slots__ = (
+        "_room",
+        "app",
+        "definitions",
+        "host",
+        "labels",
+        "pid",
+        "plans",
+        "process_name",
+        "size_bytes",
+        "start_time",
+    )
 
     def __init__(
         self,
@@ -177,7 +211,10 @@ class Source:
         process_name: str | None = None,
         labels: Mapping[str, str] | None = None,
         start_time: float = 0.0,
+        room: Room = _UNBOUNDED,
     ) -> None:
+        self._room = room
+        self.size_bytes = 0
         self.app = app
         self.host = host
         self.pid = pid
@@ -186,10 +223,14 @@ class Source:
         self.start_time = start_time
         self.definitions: dict[int, Definition] = {}
         self.plans: dict[object, dict[Any, Any]] = {}
-        self.size_bytes = _bytes_of((app, host, process_name, *self.labels, *self.labels.values()))
+        self._count((app, host, process_name, *self.labels, *self.labels.values()))
+
+    def __del__(self) -> None:
+        # Whoever knows it last: a delivery may wait for a stuck disk long after its connection is gone.
+        self._room.used_bytes -= self.size_bytes
 
     @classmethod
-    def of(cls, hello: Any) -> Source:
+    def of(cls, hello: Any, room: Room = _UNBOUNDED) -> Source:
         """Return the process that a HELLO describes, its texts cut to sane lengths."""
         process_name = hello.process_name
         return cls(
@@ -203,6 +244,7 @@ class Source:
                 if isinstance(name, str) and isinstance(value, str)
             },
             start_time=hello.start_time,
+            room=room,
         )
 
     def in_short(self) -> Source:
@@ -219,16 +261,29 @@ class Source:
         """Add the next definition. Raises ``ValueError`` for a wrong number of fields."""
         made = definition(fields)
         self.definitions[len(self.definitions)] = made
-        self.size_bytes += _bytes_of(made)
+        self._count(made)
+
+    def has_room(self, texts: Iterable[Any]) -> bool:
+        """Whether some texts may be kept in ``plans``; they are counted then, and else made anew each time."""
+        size_bytes = _bytes_of(texts)
+        if not self._room.has(size_bytes):
+            return False
+        self._take(size_bytes)
+        return True
+
+    def _count(self, texts: Iterable[Any]) -> None:
+        """Count what is kept in any case; who is responsible for the room sees to it."""
+        size_bytes = _bytes_of(texts)
+        self._room.has(size_bytes)
+        self._take(size_bytes)
+
+    def _take(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._room.used_bytes += size_bytes
 
 
-def _bytes_of(fields: Iterable[Any]) -> int:
-    """Return about what one definition takes, with what a format prepares of it."""
-    return DEFINITION_BYTES + sum(
-        len(text) * (PLAIN_CHAR_BYTES if text.isascii() and text.isprintable() else ODD_CHAR_BYTES)
-        for text in fields
-        if isinstance(text, str)
-    )
+def _bytes_of(texts: Iterable[Any]) -> int:
+    return KEPT_BYTES + sum(map(sys.getsizeof, texts))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import ACK_HOLD_SECONDS, SESSION_BYTES, Hello
 from aiolog.reading import READS_TOGETHER, Reader
-from aiolog.record import Site, Source, Thread, WireRecord
+from aiolog.record import Room, Site, Source, Thread, WireRecord
 from aiolog.report import Report
 
 SWEEP_SECONDS = 0.5  # between two looks for connections that are silent, stuck, or want a BUSY
@@ -60,7 +60,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.counts = Counts()
         self.held_bytes = 0  # received and not yet delivered, over all connections
-        self.described_bytes = 0  # what all processes say of themselves
+        self.room = Room(limits.max_dictionary_bytes)
         self.draining = False
         self._token = token
         self._wall_clock = wall_clock
@@ -161,10 +161,10 @@ class Server:
         if session is None or session.connection is not None:
             return
         away_seconds = now - session.seen_at
+        if not session.is_ended and away_seconds > MISSED_SECONDS and session.last_seq and not session.is_missed:
+            self._miss(session)
         if away_seconds > (ENDED_SECONDS if session.is_ended else self.limits.session_ttl_seconds):
             del self.sessions[key]
-        elif not session.is_ended and away_seconds > MISSED_SECONDS and session.last_seq and not session.is_missed:
-            self._miss(session)
 
     # -- what connections ask
 
@@ -178,14 +178,25 @@ class Server:
     def left(self, connection: Connection) -> None:
         """Forget a connection that has closed."""
         self.connections.discard(connection)
-        self.described_bytes -= connection.described_bytes
         if not self.connections:
             self._quiet.set()
 
     def make_room(self) -> None:
-        """Part from whoever says the most of itself, while all together say more than is granted."""
-        while self.described_bytes > self.limits.max_dictionary_bytes:
-            max(self.connections, key=attrgetter("described_bytes")).give_way()
+        """Part from whoever says the most of itself, if that is more than its share of the room that there is.
+
+        From one at a time: it may be known to a delivery for a while yet. Who says less than its share is left alone,
+        also where all of the room is taken by what waits for a stuck sink.
+        """
+        self.room.is_short = False
+        largest = max(self.connections, key=attrgetter("described_bytes"))
+        if largest.described_bytes * len(self.connections) > self.room.limit_bytes:
+            largest.give_way()
+        else:
+            self.report(
+                "room",
+                f"the log statements of all processes take {self.room.used_bytes >> 20} MiB, and there is no room to "
+                "prepare for them, which takes CPU. Raise server.max_dictionary_bytes, or log from fewer processes",
+            )
 
     def may_enter(self, token: str) -> bool:
         """Whether the token is the right one, in the same time for any wrong one."""
@@ -290,7 +301,8 @@ class Server:
         """Put into all sinks what lanes had to drop since the last time, a record a process."""
         for name, lane in self.fanout.lanes.items():
             untold, lane.untold = lane.untold, {}
-            for source, missed in untold.items():
+            for missed in untold.values():
+                source = missed.source
                 since, until = _stamp(created(missed.since)), _stamp(created(missed.until))
                 self._say(
                     f"{missed.records} records of process {_source_name(source.process_name, source.pid)} between "

@@ -198,16 +198,16 @@ def test_slow_frames_and_silence_are_closed(tmp_path):
 
 def test_many_dictionaries_cost_no_more_than_their_bound(tmp_path):
     """Peers that each define as much as one may, of what takes most, with a record of each; a small one is well."""
-    config = '[server]\nmax_dictionary_bytes = "16 MiB"\n[sinks.app]\npath = "logs/app.log"\n'
+    config = '[server]\nmax_dictionary_bytes = "64 MiB"\n[sinks.app]\npath = "logs/app.log"\n'
     sites = [
-        [f"{number}" + "\U0001f600" * 4_000, 20, "INFO", "/a.py", "a.py", "a", number, "f"] for number in range(120)
+        [f"{number}" + "\U0001f600" * 4_000, 20, "INFO", "/a.py", "a.py", "a", number, "f"] for number in range(250)
     ]
-    records = batch_frame(1, 0, [pack_record([1.0, number, 120, "x"]) for number in range(120)])
+    records = batch_frame(1, 0, [pack_record([1.0, number, 250, "x"]) for number in range(250)])
     bad = b"".join(protocol.define_frames([*sites, [1, "MainThread"]])) + records
     with serve(tmp_path, config, "--no-stdout") as server, contextlib.ExitStack() as stack:
         before = rss_kib(server.pid)
         answers = []
-        for _ in range(8):  # each 8 MiB here, and their records written
+        for _ in range(12):  # each 16 MiB here, and their records written
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
             sock.sendall(hello() + bad)
             decoder = Decoder(protocol.FROM_SERVER)
@@ -218,9 +218,9 @@ def test_many_dictionaries_cost_no_more_than_their_bound(tmp_path):
             answers.append(got[-1])
         growth_kib = rss_kib(server.pid) - before
         small = messages(talk(server.port, FIRST + batch_frame(1, 0, [RECORD])))
-        assert growth_kib < (16 << 10) + 2 * MAX_GROWTH_KIB  # the lines of one batch take 6 MiB, three times
+        assert growth_kib < (64 << 10) + 3 * MAX_GROWTH_KIB  # the lines of one batch take 12 MiB, three times
         assert Ack(1) in small
-        assert Ack(120) in answers  # as long as there was room
+        assert Ack(250) in answers  # as long as there was room
         assert server.expect(r"aiolog: 127.0.0.1:\d+ was refused: the log statements of all processes take more")
         assert server.stop() == 0
 

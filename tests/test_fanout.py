@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 
 import pytest
 from memory import MIB, MemorySink, World
 
 from aiolog.errors import ConfigError
 from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery
-from aiolog.record import Site, Source, Thread
+from aiolog.record import Room, Site, Source, Thread
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -166,7 +167,8 @@ def test_close_returns_what_is_not_committed(world, sink, delivery):
 
 def test_a_slow_lane_that_may_drop_drops_the_newest(world, sink, delivery):
     """What does not fit is counted, by process."""
-    (lane,) = opened(world, sink, when_full="drop_newest", buffer_bytes=250)
+    dictionary_bytes = delivery("a").source.size_bytes  # is held as well, as long as a delivery waits
+    (lane,) = opened(world, sink, when_full="drop_newest", buffer_bytes=dictionary_bytes + 250)
     sink.hold()
     world.fanout.deliver(delivery("a"))
     world.run()
@@ -181,6 +183,32 @@ def test_a_slow_lane_that_may_drop_drops_the_newest(world, sink, delivery):
     world.fanout.deliver(delivery("g"))
     world.run()
     assert sink.messages[3:] == ["g"]
+
+
+def test_a_lane_that_may_drop_holds_few_dictionaries(world, sink):
+    """Each belongs to a process that may be gone: behind a stuck sink they count as what they hold."""
+    room = Room(math.inf)
+    (lane,) = opened(world, sink, when_full="drop_newest", buffer_bytes=20_000)
+    sink.hold()
+    for number in range(100):
+        source = Source(pid=number, room=room)
+        source.define(Site("n" * 1_000, 20, "INFO", "/app.py", "app.py", "app", 1, "main"))
+        for seq in (1, 2):
+            world.fanout.deliver(
+                Delivery(source, [(1.5, 0, None, "x")], session=b"%d" % number, first_seq=seq, size_bytes=20)
+            )
+        del source
+        world.run()
+    sink.tried.clear()
+    assert 10_000 < room.used_bytes < 25_000
+    assert lane.dropped_records + sum(delivery.size_bytes // 20 for delivery in [*lane._queue, *lane._writing]) == 200
+    missed = lane.untold[b"99"]
+    assert (missed.source.pid, missed.records) == (99, 2)
+    sink.let()
+    world.run()
+    sink.deliveries.clear()
+    sink.tried.clear()
+    assert room.used_bytes == 0
 
 
 def test_a_lane_that_may_drop_delays_nobody(world, sink, delivery):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from sys import getsizeof
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from records import NOON, NOON_NS, Worker, nasty_texts
 from aiolog.formats import Lines
 from aiolog.formats import layout as layouts
 from aiolog.formatting import ecs, json_lines, logfmt, otel, text
-from aiolog.record import Source
+from aiolog.record import Room, Source
 
 FORMATS = [
     text("%(asctime)s %(levelname)s %(name)s: %(message)s"),
@@ -40,8 +41,8 @@ records = st.tuples(moments, st.sampled_from([0, 1, 9]), st.sampled_from([2, 3, 
 records |= st.tuples(moments, st.just(0), st.just(2), nasty_texts, rare)
 
 
-def source():
-    made = Source(app="shop", host="web1", pid=1, process_name="Main", labels={"env": "prod"})
+def source(**other):
+    made = Source(app="shop", host="web1", pid=1, process_name="Main", labels={"env": "prod"}, **other)
     for definition in (("a", 20, "INFO", "p", "f", "m", 1, "fn"), ("b", 40, "ERROR", "p", "f", "m", 2, None),
                        (1, "T1"), (2, "T2")):  # fmt: skip
         made.define(definition)
@@ -63,6 +64,31 @@ def test_a_batch_is_its_records(batch, before):
         expected = [alone[repr(record)] for record in batch]
         assert list(compiled(common, batch)) == expected
         assert list(compiled(common, batch)) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(records, max_size=6), st.integers(0, 3_000))
+def test_without_room_a_format_says_the_same_and_keeps_nothing(batch, room_bytes):
+    """All that is kept is counted, what has no room is made anew each time, and all of it is given back."""
+    batch = [(NOON_NS, 0, 2, "quiet"), (NOON_NS, 0, 2, "extra", {"extra": ("a", 1)}), *batch]
+    for compiled in FORMATS:
+        room = Room(math.inf)
+        cramped = source(room=room)
+        before, room.limit_bytes = room.used_bytes, room.used_bytes + room_bytes
+        expected = list(compiled(source(), batch))
+        assert list(compiled(cramped, batch)) == expected
+        assert list(compiled(cramped, batch)) == expected
+        assert room.is_short or room.used_bytes > before
+        assert room.used_bytes == cramped.size_bytes <= room.limit_bytes
+        kept_bytes = sum(
+            getsizeof(text)
+            for plans in cramped.plans.values()
+            for texts in plans.values()
+            for text in ((texts,) if isinstance(texts, str) else texts or ())
+        )
+        assert kept_bytes <= room.used_bytes - before
+        del cramped
+        assert room.used_bytes == 0
 
 
 # -- what is asked of all records together

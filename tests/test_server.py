@@ -430,6 +430,19 @@ def test_all_of_many_sessions_are_looked_at(make_world, sink, monkeypatch):
     assert not world.server.sessions
 
 
+def test_a_process_is_missed_before_its_session_is_forgotten(make_world, sink, monkeypatch):
+    """Though its time has run out when the sweep comes by at last."""
+    monkeypatch.setattr("aiolog.server.SWEPT_TOGETHER", 1)
+    world = make_world(session_ttl_seconds=MISSED_SECONDS + 1)
+    for _ in range(16):
+        client = world.client().hello().send(batch(1, "x"))
+        world.run()
+        client.transport.lose()
+    world.run(30)
+    assert sum("went without" in message for message in sink.messages) == 16
+    assert not world.server.sessions
+
+
 def test_the_sweep_reads_on_when_there_is_room(make_world, sink):
     """A connection that was stopped by the sum of all goes on, though nothing happens on itself."""
     world = make_world(max_inflight_bytes=100 * KIB)

@@ -472,9 +472,14 @@ class Layout(ABC):
         threads = source.plans.setdefault(self.threads, {})
         if site not in plans or (type(thread) is int and thread not in threads):
             plain = attributes(source, (0.0, site, thread, ""))
+            if type(thread) is int:
+                texts = self._thread(plain)
+                if source.has_room(texts):
+                    threads[thread] = texts
             if site not in plans:
                 known = Site(*(plain[name] for name in Site._fields))
-                plans[site] = self._site(source, plain) if self._accepts(known) else None
-            if type(thread) is int:
-                threads[thread] = self._thread(plain)
+                constants = self._site(source, plain) if self._accepts(known) else None
+                if source.has_room(constants or ()):
+                    plans[site] = constants
+                return constants is not None
         return plans[site] is not None

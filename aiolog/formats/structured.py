@@ -383,7 +383,8 @@ class StructuredLayout(Layout):
         labels = self._set_apart(source.labels if self._schema.labelled else {})
         pairs = "".join([key + self._extra_value(value) for key, value in labels.items()])
         names = tuple(source.labels) if labels else ()
-        learned = {"names": names, "pairs": pairs} if len(pairs) <= 8 * MAX_KEPT_CHARS else {"names": None}
+        is_short = len(pairs) <= 8 * MAX_KEPT_CHARS and source.has_room((pairs,))
+        learned = {"names": names, "pairs": pairs} if is_short else {"names": None}
         source.plans[self.labels] = learned
         return learned
 
@@ -531,7 +532,9 @@ class StructuredLayout(Layout):
             wide = source.plans.setdefault(self.wide, {})
             if len(wire) > 4 and type(wire[1]) is int and wire[1] not in wide:
                 plain = attributes(source, (0.0, wire[1], wire[2], ""))
-                wide[wire[1]] = self._constants(source, plain, is_wide=True)
+                constants = self._constants(source, plain, is_wide=True)
+                if source.has_room(constants):
+                    wide[wire[1]] = constants
         rare = {name: values[name] for name in _TEXTS if values[name]}
         rare["extra"] = {name: value for name, value in values.items() if name not in STANDARD_ATTRIBUTES}
         self._complete(rare)
