@@ -981,6 +981,28 @@ def test_one_process_that_says_too_much_is_refused_alone(sink):
     world.close()
 
 
+def test_what_formats_keep_counts_too(sink, monkeypatch):
+    """Where they ask for more than there is, the process that takes the most is refused."""
+    world = World([sink], max_dictionary_bytes=256 * KIB)
+    kept = []
+
+    async def write(group):
+        kept.extend(delivery.source.has_room(["k" * 40 * KIB]) for delivery in group)
+
+    monkeypatch.setattr(sink, "write", write)
+    bad, well = world.client().hello(), world.client().hello()
+    for seq in range(1, 8):
+        bad.send(batch(seq, "bad"))
+        world.run()
+    assert kept == [True] * 6 + [False]
+    assert refusal(bad.said()) == Refusal.FULL
+    well.send(batch(1, "well"))
+    world.run()
+    assert kinds(well.said()) == [Welcome, Ack]
+    assert kept[-1]
+    world.close()
+
+
 def test_what_waits_for_a_stuck_sink_has_a_bound(sink):
     """Though its process says much, sends a little and goes, again and again: then nobody is read from."""
     world = World([sink], max_dictionary_bytes=256 * KIB, max_inflight_bytes=512 * KIB)
