@@ -529,8 +529,6 @@ class Connection(asyncio.Protocol):
         if self._lost or self._successor is not None:
             self._release()
             return
-        if self._hub.room.is_short:  # formats would have kept more
-            self._hub.make_room()
         now = self._frame_since = self._heard_at = self._loop.time()  # it was we who did not read
         ack_at = self._acked_at + self._hub.ack_hold_seconds
         if (
@@ -548,6 +546,8 @@ class Connection(asyncio.Protocol):
             if self._paused or self._ended or self._decoder.buffered_bytes:
                 # Not from here: the lane that called has other deliveries to tell of first.
                 self._loop.call_soon(self._advance)
+        if self._hub.room.is_short:  # formats would have kept more; perhaps it is we who part
+            self._hub.make_room()
 
     def _settle_ack(self) -> None:
         """Send an ack that waits, while the session is ours."""
