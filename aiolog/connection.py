@@ -232,8 +232,10 @@ class Connection(asyncio.Protocol):
             self._intake.pause_reading()  # its descriptor is about to be somebody else's
         self._intake = None  # it knows us: what we hold would stay until the garbage collector comes by
         self._settle_ack()
-        # With what the batch is of: who comes, says much, sends a little and goes must not fill the memory either.
-        self._hold(self._delivering and self._delivering + self._source.size_bytes)
+        self._hold(self._delivering)
+        if self._delivering and self._delivering_batches:
+            # The batch knows its source: who comes, says much, sends a little and goes must not fill the memory.
+            self._hold(self._delivering + self._source.size_bytes)
         self._source = self._source.in_short()  # an older connection may know us too, until its batch is committed
         if self._session is not None:
             self._session.seen_at = self._loop.time()

@@ -186,7 +186,8 @@ class Source:
     ``definitions`` maps the numbers of the dictionary to sites and threads; numbers only grow and never change
     their meaning. ``plans`` is where a formatter keeps what it has prepared for each site, so that it goes when
     the connection goes. ``start_time`` is the worker's ``logging._startTime``: seconds as a float, or an int in
-    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory, of that in ``room``.
+    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory; ``room`` counts it until
+    nobody knows the source any more.
     """
 
     __slots__ = (

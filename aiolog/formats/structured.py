@@ -379,12 +379,12 @@ class StructuredLayout(Layout):
         return "".join(pairs)
 
     def _learn_labels(self, source: Source) -> dict[Any, Any]:
-        """Keep the names of the labels that stand before a source's extras, and their pairs; None if they are long."""
+        """Keep the names of the labels that stand before a source's extras, and their pairs; None if they take much."""
         labels = self._set_apart(source.labels if self._schema.labelled else {})
         pairs = "".join([key + self._extra_value(value) for key, value in labels.items()])
         names = tuple(source.labels) if labels else ()
-        is_short = len(pairs) <= 8 * MAX_KEPT_CHARS and source.has_room((pairs,))
-        learned = {"names": names, "pairs": pairs} if is_short else {"names": None}
+        is_kept = len(pairs) <= 8 * MAX_KEPT_CHARS and source.has_room((pairs,))
+        learned = {"names": names, "pairs": pairs} if is_kept else {"names": None}
         source.plans[self.labels] = learned
         return learned
 
