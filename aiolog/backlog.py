@@ -205,7 +205,7 @@ class Backlog:
         """How many batches were sent on this connection and are not acked."""
         return self._in_flight
 
-    def has_room(self, window_bytes: int) -> bool:
+    def reserve(self, window_bytes: int) -> bool:
         """Whether another batch may be sent now, if there is one.
 
         At most ``window_bytes`` of payload are in flight, and a quarter of what may be held in memory or at all, so
@@ -233,7 +233,7 @@ class Backlog:
 
     def next_frame(self, window_bytes: int) -> bytes | None:
         """Return the next BATCH frame to send, or None when nothing is owed or the window has no room."""
-        if not self.has_room(window_bytes):
+        if not self.reserve(window_bytes):
             return None
         if self._in_flight == len(self._window) and not self._cut():
             return None

@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     def give_way(self) -> None:
         """Part: this process says the most of itself, and there is no room for all."""
-        limit_mib = self._hub.limits.max_dictionary_bytes / (1 << 20)
+        limit_mib = self._hub.room.limit_bytes / (1 << 20)
         self._refuse(
             Refusal.FULL,
             f"the log statements of all processes take more than {limit_mib:g} MiB, and this one has the most. "

@@ -263,9 +263,14 @@ class Lane:
     def _begin(self) -> None:
         """Take what waits, and write it."""
         self._call = None
-        group, self._queue, self._queued_bytes = self._queue, [], 0
-        self._queued_sources.clear()
+        group = self._take_queue()
         self._commit(group, group)
+
+    def _take_queue(self) -> list[Delivery]:
+        """Return what waits; nothing does then."""
+        queue, self._queue, self._queued_bytes = self._queue, [], 0
+        self._queued_sources.clear()
+        return queue
 
     def _commit(self, group: Sequence[Delivery], writing: Sequence[Delivery]) -> None:
         """Write a group, again and again until the sink takes it: ``writing`` is committed then and not before."""

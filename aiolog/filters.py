@@ -230,6 +230,6 @@ class Filtered:
             taken = self._chosen is None or self._chosen.takes(source, wire)
         else:
             return self._chosen.takes(source, wire)
-        if number in source.definitions and source.has_room(()):  # of numbers that were never defined there is no end
+        if number in source.definitions and source.reserve(()):  # of numbers that were never defined there is no end
             sites[number] = taken
         return taken

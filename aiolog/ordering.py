@@ -166,8 +166,7 @@ class OrderedLane(Lane):
     def _begin(self) -> None:
         self._call = None
         now = self._clock()
-        group, self._queue, self._queued_bytes = self._queue, [], 0
-        for delivery in group:
+        for delivery in self._take_queue():
             self._order.add(delivery, now)
         # Nothing else bounds what a lane holds that no ack waits for; rather out of order than dropped.
         is_full = not self.blocks and self._order.size_bytes > self._buffer_bytes

@@ -264,7 +264,7 @@ class Source:
         self.definitions[len(self.definitions)] = made
         self._count(made)
 
-    def has_room(self, texts: Iterable[Any]) -> bool:
+    def reserve(self, texts: Iterable[Any]) -> bool:
         """Whether some texts may be kept in ``plans``; they are counted then, and else made anew each time."""
         size_bytes = _bytes_of(texts)
         if not self._room.has(size_bytes):

@@ -530,7 +530,7 @@ class Sender:
             due = 2 * heartbeat_seconds - silent_seconds if blocked else asks_in
             seconds = _left(deadline, max(0.0, due))
             # The beat or an ack wakes this thread, so those who put records need not: no system call for them.
-            if blocked or not backlog.has_room(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
+            if blocked or not backlog.reserve(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
                 if self._idle:
                     self._owe()
                 events = self._drain(selector.select(min(seconds, heartbeat_seconds)))

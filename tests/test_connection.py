@@ -988,7 +988,7 @@ def test_what_formats_keep_counts_too(sink, monkeypatch):
     kept = []
 
     async def write(group):
-        kept.extend(delivery.source.has_room(["k" * 40 * KIB]) for delivery in group)
+        kept.extend(delivery.source.reserve(["k" * 40 * KIB]) for delivery in group)
 
     monkeypatch.setattr(sink, "write", write)
     bad, well = world.client().hello(), world.client().hello()

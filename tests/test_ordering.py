@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 
@@ -12,7 +13,7 @@ from memory import MIB, MemorySink, World
 
 from aiolog.fanout import Delivery
 from aiolog.ordering import OrderedLane, TimeOrder, moment
-from aiolog.record import Source
+from aiolog.record import Room, Source
 
 WINDOW = 10.0
 SOURCE = Source()
@@ -201,6 +202,23 @@ def ordered(world, sink, when_full="block", buffer_bytes=MIB):
     )
     world.do(world.fanout.open({sink.name: lane})).result()
     return lane
+
+
+def test_a_lane_that_may_drop_lets_go_of_processes_that_are_gone(world):
+    """Once what they sent is written, nothing of what they said of themselves stays."""
+    sink, room = MemorySink(), Room(math.inf)
+    ordered(world, sink, when_full="drop_newest")
+    for number in range(5):
+        delivery = Delivery(
+            Source(pid=number, room=room), [(1.0, 0, 1, "x")], session=b"%d" % number, first_seq=1, size_bytes=10
+        )
+        world.fanout.deliver(delivery)
+        del delivery
+        world.run(2 * WINDOW)
+    assert messages(sink) == ["x"] * 5
+    sink.deliveries.clear()
+    sink.tried.clear()
+    assert room.used_bytes == 0
 
 
 def messages(sink):

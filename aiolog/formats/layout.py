@@ -474,12 +474,12 @@ class Layout(ABC):
             plain = attributes(source, (0.0, site, thread, ""))
             if type(thread) is int:
                 texts = self._thread(plain)
-                if source.has_room(texts):
+                if source.reserve(texts):
                     threads[thread] = texts
             if site not in plans:
                 known = Site(*(plain[name] for name in Site._fields))
                 constants = self._site(source, plain) if self._accepts(known) else None
-                if source.has_room(constants or ()):
+                if source.reserve(constants or ()):
                     plans[site] = constants
                 return constants is not None
         return plans[site] is not None

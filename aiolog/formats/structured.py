@@ -383,7 +383,7 @@ class StructuredLayout(Layout):
         labels = self._set_apart(source.labels if self._schema.labelled else {})
         pairs = "".join([key + self._extra_value(value) for key, value in labels.items()])
         names = tuple(source.labels) if labels else ()
-        is_kept = len(pairs) <= 8 * MAX_KEPT_CHARS and source.has_room((pairs,))
+        is_kept = len(pairs) <= 8 * MAX_KEPT_CHARS and source.reserve((pairs,))
         learned = {"names": names, "pairs": pairs} if is_kept else {"names": None}
         source.plans[self.labels] = learned
         return learned
@@ -533,7 +533,7 @@ class StructuredLayout(Layout):
             if len(wire) > 4 and type(wire[1]) is int and wire[1] not in wide:
                 plain = attributes(source, (0.0, wire[1], wire[2], ""))
                 constants = self._constants(source, plain, is_wide=True)
-                if source.has_room(constants):
+                if source.reserve(constants):
                     wide[wire[1]] = constants
         rare = {name: values[name] for name in _TEXTS if values[name]}
         rare["extra"] = {name: value for name, value in values.items() if name not in STANDARD_ATTRIBUTES}

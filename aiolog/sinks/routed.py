@@ -257,7 +257,7 @@ class RoutedFileSink:
                 "level": found["levelname"],
             }
         )
-        if is_plain and source.has_room((family,)):
+        if is_plain and source.reserve((family,)):
             families[number] = family
         return family
 
