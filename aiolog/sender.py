@@ -55,6 +55,7 @@ PATH_FAULTS = 5  # a path that changes bytes breaks the protocol a few times; a 
 FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
 BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
+LOOK_SECONDS = ACK_HOLD_SECONDS + 0.1  # by then an ack is there, where nobody is in a hurry for it
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
 UNDER_WAY_BATCHES = 2 * ACK_BATCHES  # a server that is slower than the beat gets larger batches, not more
 LATE_LINGER_SECONDS = 1.0  # a handler that is used after close() need not connect anew for every record
@@ -148,9 +149,10 @@ class Sender:
         self._definitions = definitions
         self._thread: threading.Thread | None = None
         self._serving: threading.Thread | None = None  # the last of them that came to serve
-        self._wakers: tuple[socket.socket, socket.socket] | None = None
-        self._beat: Any = None  # a lock that nobody holds to protect anything: the thread waits on it for its time
-        self._selector: selectors.BaseSelector | None = None
+        self._beat: Any = None  # a lock that protects nothing: the thread waits on it for its time, and for records
+        self._selector: selectors.BaseSelector | None = None  # where it waits for the server
+        self._wakers: tuple[socket.socket, socket.socket] | None = None  # and who ends that
+        self._is_at_socket = False  # which of the two it waits at
         self._running = threading.Lock()  # held by whoever runs the session: the thread, or a flush without one
         self.asleep = False
         self._hurried = False  # somebody waits for an ack: no beat, and the server is asked for it
@@ -303,14 +305,21 @@ class Sender:
     def _hurry(self) -> None:
         self._hurried = True
         self.wake()
-        beat = self._beat
-        if beat is not None:
-            with contextlib.suppress(RuntimeError):  # it does not wait there
-                beat.release()
+        self._ring()  # wherever it waits by now
 
     def wake(self) -> None:
         """Have the thread look for records, where it is :attr:`asleep`."""
         self.asleep = False
+        if self._is_at_socket:
+            self._ring()
+            return
+        # Not by the socket: who sends a byte lets go of the GIL, and gets it back behind the thread that it has woken.
+        beat = self._beat
+        if beat is not None:
+            with contextlib.suppress(RuntimeError):  # it is awake already
+                beat.release()
+
+    def _ring(self) -> None:
         wakers = self._wakers
         if wakers is not None:
             with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
@@ -368,7 +377,7 @@ class Sender:
                 selector.register(self._wakers[0], selectors.EVENT_READ)
                 while not self._is_done(deadline):
                     if self.backlog.is_empty:
-                        self._sleep(selector, seconds=None)
+                        self._sleep(seconds=None)
                         continue
                     try:
                         self._converse(selector, deadline)
@@ -381,7 +390,7 @@ class Sender:
                         self._complain(
                             f"{self._where()} refuses this process: {refusal}", 0 if lasting else COMPLAIN_AFTER_SECONDS
                         )
-                        self._pause(selector, REFUSED_PAUSE_SECONDS if lasting else next(pauses), deadline)
+                        self._pause(REFUSED_PAUSE_SECONDS if lasting else next(pauses), deadline)
                     except Exception as error:  # noqa: BLE001 - OSError, ProtocolError, or what a makeSocket() raises
                         if self._lost_at is None:  # it had been connected
                             self._lost_at, pauses = monotonic(), self._pauses()
@@ -390,7 +399,7 @@ class Sender:
                             COMPLAIN_AFTER_SECONDS,
                             ". Start `aiolog serve`, or mend host and port",
                         )
-                        self._pause(selector, next(pauses), deadline)
+                        self._pause(next(pauses), deadline)
         finally:
             self._wakers = self._selector = None
             for waker in wakers:
@@ -414,37 +423,38 @@ class Sender:
         endpoint = self._endpoint
         return backoff(endpoint.retryStart, endpoint.retryFactor, endpoint.retryMax)
 
-    def _pause(self, selector: selectors.BaseSelector, seconds: float, deadline: float | None) -> None:
+    def _pause(self, seconds: float, deadline: float | None) -> None:
         self.backlog.prepare()
         seconds = _left(deadline, seconds)
         self._endpoint.retryTime = time() + seconds
         until = monotonic() + seconds
         while (left := until - monotonic()) > 0:
-            self._drain(selector.select(left))
+            self._beat.acquire(timeout=left)
 
-    def _sleep(self, selector: selectors.BaseSelector, seconds: float | None) -> list[Any]:
-        """Wait for a socket or for a record; returns what the selector said of the connection."""
+    def _sleep(self, seconds: float | None, selector: selectors.BaseSelector | None = None) -> None:
+        """Wait for a record, or with ``selector`` for what comes first, a record or the server."""
         if self.stopping:
             seconds = min(self._linger_seconds, seconds or self._linger_seconds)
         self._idle = self.backlog.is_empty
+        self._is_at_socket = selector is not None
         self.asleep = True
         # A record put before the flag was up woke nobody; one put after it will. So look once more.
-        events = self._drain(selector.select(0 if self.backlog.has_unsent else seconds))
-        self.asleep = False
+        if self.backlog.has_unsent:
+            seconds = 0
+        if selector is not None:
+            self._wait(selector, seconds)
+        else:
+            self._beat.acquire(timeout=-1 if seconds is None else seconds)
+        self.asleep = self._is_at_socket = False
         if self._idle and not self.backlog.is_empty:
             self._owe()
-        return events
 
-    def _drain(self, events: list[Any]) -> list[Any]:
-        """Empty the waker's socket; returns the events of the connection."""
-        others = []
-        for key, mask in events:
+    def _wait(self, selector: selectors.BaseSelector, seconds: float | None) -> None:
+        """Wait for the server, or for somebody in a hurry."""
+        for key, _ in selector.select(seconds):
             if self._wakers is not None and key.fileobj is self._wakers[0]:
                 with contextlib.suppress(BlockingIOError):
                     self._wakers[0].recv(RECEIVE_BYTES)
-            else:
-                others.append((key, mask))
-        return others
 
     def _converse(self, selector: selectors.BaseSelector, deadline: float | None) -> None:
         """Live through one connection; returns when nothing is owed and the run is done.
@@ -519,7 +529,7 @@ class Sender:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
             asks_in = self._asks_in(link, now)
             if asks_in <= 0 and not link.outgoing:
-                self._hurried, link.hurried_at, link.asked_at = False, None, now
+                self._hurried, link.hurried_at, link.asked_at, link.is_awaited = False, None, now, True
                 link.outgoing = memoryview(backlog.heartbeat())
                 continue
             needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
@@ -533,20 +543,31 @@ class Sender:
             if blocked or not backlog.reserve(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
                 if self._idle:
                     self._owe()
-                events = self._drain(selector.select(min(seconds, heartbeat_seconds)))
+                self._wait(selector, min(seconds, heartbeat_seconds))
             elif now < link.due and not self._hurried and (link.is_busy or backlog.has_unsent):
                 if self._idle:
                     self._owe()
                 # To the microsecond, which a selector does not: all processes of the machine send together.
                 self._beat.acquire(timeout=min(seconds, link.due - now))
-                if backlog.under_way >= ACK_BATCHES or backlog.is_filling or silent_seconds >= heartbeat_seconds:
-                    self._receive(link)
-                continue
+                if not self._looks(link):
+                    continue
+            elif self._hurried or link.is_awaited or deadline is not None:
+                self._sleep(seconds, selector)
             else:
-                events = self._sleep(selector, seconds)
-            for _, mask in events:
-                if mask & selectors.EVENT_READ:
-                    self._receive(link)
+                self._sleep(seconds if link.waits_since is None else min(seconds, LOOK_SECONDS))
+                if not self._looks(link):
+                    continue
+            self._receive(link)
+
+    def _looks(self, link: _Connection) -> bool:
+        """Whether it is time to see what the server says; nobody waits for it."""
+        backlog = self.backlog
+        return (
+            link.is_awaited
+            or backlog.under_way >= ACK_BATCHES
+            or backlog.is_filling
+            or monotonic() - link.looked_at >= LOOK_SECONDS
+        )
 
     def _send(self, link: _Connection) -> bool:
         """Send until the socket is full (True), or nothing is to be sent now (False)."""
@@ -601,6 +622,7 @@ class Sender:
 
     def _receive(self, link: _Connection) -> None:
         """Read what there is. Raises OSError when the connection has ended."""
+        link.looked_at = monotonic()
         try:
             data = link.sock.recv(RECEIVE_BYTES)
         except OSError as error:
@@ -625,6 +647,7 @@ class Sender:
             self._progress(advanced)
         if heard:  # bytes alone are no answer: a damaged length could swallow acks for ever
             link.waits_since = monotonic() if self.backlog.awaits_ack else None
+            link.is_awaited = False
 
     def _say_bye(self, sock: socket.socket, decoder: Decoder, deadline: float | None) -> None:
         """End the session; wait for the server to close, or an unread byte here would reset the BYE away."""
@@ -691,7 +714,9 @@ class _Connection:
         "defined",
         "due",
         "hurried_at",
+        "is_awaited",
         "is_busy",
+        "looked_at",
         "outgoing",
         "sent_at",
         "sock",
@@ -707,6 +732,8 @@ class _Connection:
         self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
         self.sent_at = monotonic()
         self.asked_at = 0.0  # when an ack was last asked for, by a heartbeat
+        self.is_awaited = True  # its answer, or the first of the connection: it may be that nothing gets through
+        self.looked_at = monotonic()  # when what the server says was last read, or nothing found
         self.due = 0.0  # when little may be sent again
         self.cut_at = 0.0  # when the last frame was made
         self.hurried_at: float | None = None  # since when all is sent and somebody waits for an ack

@@ -281,6 +281,7 @@ class _Watch:
         self._ends = 0
         self._paths = paths
         self._counted = [0] * len(paths)
+        self._looked = time.time_ns()  # before the last look
         self._quiet_since = time.monotonic()
 
     @property
@@ -289,16 +290,21 @@ class _Watch:
         return time.monotonic() - self._quiet_since
 
     def look(self) -> None:
-        """Note their sizes."""
+        """Note their sizes, and when they came to them."""
+        looked = time.time_ns()
         for path, steps in zip(self._paths, self.steps, strict=True):
             try:
-                size = path.stat().st_size
+                now = path.stat()
             except FileNotFoundError:
                 continue
-            if size > (steps[-1][0] if steps else 0):
-                self.last = time.time_ns()
+            if now.st_size > (steps[-1][0] if steps else 0):
+                # A file that is looked at has the moment of its last write to the microsecond (Linux 6.13, multigrain
+                # timestamps); an older kernel's stamp may be some ms early, but it grew after the last look.
+                grown = max(self._looked, min(now.st_mtime_ns, time.time_ns()))
+                self.last = max(self.last, grown)
                 self._quiet_since = time.monotonic()
-                steps.append((size, self.last))
+                steps.append((now.st_size, grown))
+        self._looked = looked
 
     def count(self) -> int:
         """Return how many records have come, by their ends."""

@@ -182,6 +182,8 @@ def _best_of_others(of: _Of) -> float:
             costs.append(_cpu("paced", rival, of))
         except KeyError:
             continue
+    if not costs:
+        raise KeyError("others")
     return _cpu("paced", US, of) / min(costs)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import selectors
 import shutil
 import socket
 import ssl
@@ -37,7 +36,15 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.sender import COALESCE_BYTES, LASTING_REFUSALS, PATH_FAULTS, UNDER_WAY_BATCHES, Sender, backoff
+from aiolog.sender import (
+    COALESCE_BYTES,
+    LASTING_REFUSALS,
+    LOOK_SECONDS,
+    PATH_FAULTS,
+    UNDER_WAY_BATCHES,
+    Sender,
+    backoff,
+)
 
 SITE = ("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main")
 THREAD = (1, "MainThread")
@@ -128,16 +135,18 @@ def client(new_client):
 
 @pytest.fixture
 def returns(monkeypatch):
-    """Count how often a selector of this process returns."""
+    """Count how often a sender of this process comes back from a wait for the server or for a record."""
     counted = []
 
-    class Selector(selectors.DefaultSelector):
-        def select(self, timeout=None):
-            events = super().select(timeout)
-            counted.append(events)
-            return events
+    def counting(wait):
+        def counted_wait(self, *given, **named):
+            wait(self, *given, **named)
+            counted.append(wait.__name__)
 
-    monkeypatch.setattr(selectors, "DefaultSelector", Selector)
+        return counted_wait
+
+    for wait in (Sender._wait, Sender._sleep):
+        monkeypatch.setattr(Sender, wait.__name__, counting(wait))
     return counted
 
 
@@ -856,6 +865,40 @@ def test_an_idle_sender_sleeps(server, client, returns):
     assert returns == []
     assert time.process_time() - cpu < 0.25
     new.abort()
+
+
+def test_a_record_wakes_an_idle_sender_without_a_byte(server, client, monkeypatch):
+    """Who logs does not write to a socket: it would give up the GIL for that, and get it back late."""
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    rung = []
+    monkeypatch.setattr(client, "_ring", lambda: rung.append(client.asleep))
+    for number in range(1, 6):
+        until(lambda: client.asleep and not client._is_at_socket)
+        client.log(number)
+        server.wait_for(lambda number=number: len(server.texts) > number)
+    assert rung == []
+
+
+def test_a_record_wakes_a_sender_that_waits_for_an_answer(server, client):
+    """Before the first ack of a connection it waits at the socket; a record is sent all the same."""
+    server.on_batch = withhold
+    for number in range(3):
+        client.log(number)
+        server.wait_for(lambda number=number: server.peers and len(server.peers[0].seqs) > number)
+        until(lambda: client.asleep and client._is_at_socket)
+    server.on_batch = FakeServer.take
+
+
+def test_a_connection_that_ends_in_silence_is_noticed_soon(server, client):
+    """What was sent on it, by a process that says nothing more, is sent again before anybody asks for it."""
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    server.on_batch = lambda peer, batch: peer.reset()
+    client.log(1)
+    server.wait_for(lambda: server.peers[0].closed)
+    server.on_batch = FakeServer.take
+    server.wait_for(lambda: server.texts == ["0", "1"], timeout=LOOK_SECONDS + SOON_SECONDS)
 
 
 def test_a_sender_that_waits_to_write_sleeps(server, new_client, returns):
