@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
 from aiolog.protocol import (
+    ACK_HOLD_SECONDS,
     BATCH_BYTES,
     MAX_ANSWER_BYTES,
     VERSION,
@@ -39,7 +40,6 @@ from aiolog.protocol import (
 from aiolog.sender import (
     COALESCE_BYTES,
     LASTING_REFUSALS,
-    LOOK_SECONDS,
     PATH_FAULTS,
     UNDER_WAY_BATCHES,
     Sender,
@@ -156,6 +156,17 @@ def withhold(peer, batch):
 
 def large(number):
     return f"{number} ".ljust(LARGE, "x")
+
+
+def log_until_it_waits(client):
+    """Log at a steady pace until so much is under way that the sender waits for an ack, and a little more."""
+    for number in range(2_000):
+        client.log(number)
+        time.sleep(0.001)
+        if client.backlog.under_way >= UNDER_WAY_BATCHES and client.backlog.has_unsent:
+            break
+    time.sleep(0.05)
+    client.log("more")
 
 
 def numbers(server):
@@ -300,17 +311,28 @@ def test_what_is_logged_between_two_beats_travels_together(server, client):
 def test_a_slow_server_gets_larger_batches_not_more(server, client):
     """Without acks a number of batches is under way at most; what comes then waits for one, and travels together."""
     server.on_batch = FakeServer.keep
-    for number in range(300):
-        client.log(number)
-        time.sleep(0.001)
+    log_until_it_waits(client)
+    count = client.backlog.records
     peer = server.peers[0]
     assert len(peer.batches) <= UNDER_WAY_BATCHES
-    assert len(peer.seqs) < 300
+    assert len(peer.seqs) < count
     peer.ack()
-    server.wait_for(lambda: len(peer.seqs) == 300)
+    server.wait_for(lambda: len(peer.seqs) == count)
     assert len(peer.batches) <= UNDER_WAY_BATCHES + 2
     peer.ack()
     assert client.flush(WAIT_SECONDS)
+
+
+def test_a_flush_sends_what_waits_for_a_slow_server(server, client):
+    """The end of a process does not wait for acks before it sends the rest: the server may be back when it is gone."""
+    server.on_batch = FakeServer.keep
+    log_until_it_waits(client)
+    count = client.backlog.records
+    flushing = threading.Thread(target=client.flush, args=(WAIT_SECONDS,))
+    flushing.start()
+    server.wait_for(lambda: len(server.peers[0].seqs) == count, timeout=SOON_SECONDS)
+    server.peers[0].ack()
+    flushing.join()
 
 
 def test_acks_are_looked_for_when_much_is_held(new_client, monkeypatch):
@@ -366,8 +388,6 @@ def test_a_flush_amid_steady_logging_ends_the_hurry(server, client):
             if ended.is_set():
                 return
             client.log(number)
-            if client.asleep:
-                client.wake()
             time.sleep(0.001)
 
     steady = threading.Thread(target=log)
@@ -383,19 +403,21 @@ def test_a_flush_amid_steady_logging_ends_the_hurry(server, client):
     assert client.flush(WAIT_SECONDS)
 
 
-def test_who_never_rests_asks_for_acks_too(server, new_client):
+@pytest.mark.parametrize("pause_seconds", [0.02, 0.002])
+def test_who_never_rests_asks_for_acks_too(server, new_client, monkeypatch, pause_seconds):
     """A server that holds its acks longer than two heartbeats is asked in between, and not taken for dead."""
+    monkeypatch.setattr(sender_module, "ACK_BATCHES", 1 << 30)  # so many under way are no reason to look
+    monkeypatch.setattr(sender_module, "UNDER_WAY_BATCHES", 1 << 31)
     server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
     client = new_client(heartbeat_seconds=0.1)
-    for number in range(40):
+    count = round(0.8 / pause_seconds)
+    for number in range(count):
         client.log(number)
-        if client.asleep:
-            client.wake()
-        time.sleep(0.02)
+        time.sleep(pause_seconds)
     assert client.flush(WAIT_SECONDS)
     assert len(server.peers) == 1
     assert server.peers[0].heartbeats
-    assert numbers(server) == list(range(40))
+    assert numbers(server) == list(range(count))
 
 
 def test_much_does_not_wait_for_an_ack(server, client):
@@ -885,7 +907,7 @@ def test_a_record_wakes_a_sender_that_waits_for_an_answer(server, client):
     server.on_batch = withhold
     for number in range(3):
         client.log(number)
-        server.wait_for(lambda number=number: server.peers and len(server.peers[0].seqs) > number)
+        server.wait_for(lambda number=number: server.peers and len(server.peers[0].seqs) > number, timeout=SOON_SECONDS)
         until(lambda: client.asleep and client._is_at_socket)
     server.on_batch = FakeServer.take
 
@@ -898,7 +920,7 @@ def test_a_connection_that_ends_in_silence_is_noticed_soon(server, client):
     client.log(1)
     server.wait_for(lambda: server.peers[0].closed)
     server.on_batch = FakeServer.take
-    server.wait_for(lambda: server.texts == ["0", "1"], timeout=LOOK_SECONDS + SOON_SECONDS)
+    server.wait_for(lambda: server.texts == ["0", "1"], timeout=ACK_HOLD_SECONDS + SOON_SECONDS)
 
 
 def test_a_sender_that_waits_to_write_sleeps(server, new_client, returns):
