@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from aiolog import crash
 from aiolog.checksum import crc32
+from aiolog.coerce import MAX_NAME_CHARS
 from aiolog.errors import ProtocolError
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import (
@@ -43,8 +44,9 @@ from aiolog.protocol import (
     encode,
     unpack_records,
 )
-from aiolog.record import MAX_DEFINITION_CHARS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS, Room, Source, WireRecord
+from aiolog.record import WireRecord
 from aiolog.report import Report
+from aiolog.source import MAX_DEFINITION_CHARS, MAX_SITES, MAX_THREADS, Room, Source
 
 LINGER_SECONDS = 1.0  # for a peer to read our last words: closing at once could reset them away
 MAX_UNREAD_ACK_BYTES = 64 << 10  # 4,000 acks: a client that reads none of them is not one

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Mapping,
 from typing import Any, Protocol, runtime_checkable
 
 from aiolog.errors import ConfigError, reason
-from aiolog.record import Source, WireRecord
+from aiolog.record import WireRecord
 from aiolog.report import Report
+from aiolog.source import Source
 
 RETRY_SECONDS = 0.1  # the first pause after a write that failed: a full disk is often cleared by hand
 MAX_RETRY_SECONDS = 1.0  # the longest: within it everything goes on when there is room again

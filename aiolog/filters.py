@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aiolog.errors import ConfigError
 from aiolog.formatting import Format
-from aiolog.record import STANDARD_ATTRIBUTES, Site, Source, WireRecord, attributes
+from aiolog.record import STANDARD_ATTRIBUTES, WireRecord, attributes
+from aiolog.source import Site, Source
 
 MAX_FILTER_CHARS = 2_000  # a page; and with it the depth of the functions below
 LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARN": 30, "WARNING": 30, "ERROR": 40, "FATAL": 50, "CRITICAL": 50}

@@ -14,7 +14,7 @@ from aiolog.formats.escaping import CONTINUATION
 from aiolog.formats.schemas import ECS, OTEL, OWN
 from aiolog.formats.structured import JSON, LOGFMT, StructuredLayout
 from aiolog.formats.text import TextLayout
-from aiolog.record import Site
+from aiolog.source import Site
 
 __all__ = ["CONTINUATION", "Accepts", "Format", "Lines", "ecs", "json_lines", "logfmt", "otel", "text", "whole_records"]
 

@@ -25,30 +25,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from math import inf
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
+
+from aiolog.coerce import INT_MAX, INT_MIN, MAX_NAME_CHARS, as_name, as_number, as_repr, as_text
+from aiolog.source import (
+    MAX_DEFINITION_CHARS,
+    MAX_DEFINITIONS,
+    MAX_SITES,
+    MAX_THREADS,
+    Definition,
+    Site,
+    Source,
+    Thread,
+)
 
 WireRecord: TypeAlias = Sequence[Any]
 
-MAX_SITES = 4_096  # call sites in the dictionary; more travel in place. Large services have about 2,000
-MAX_THREADS = 1_024  # a thread per request would otherwise fill the dictionary with the dead
-MAX_DEFINITIONS = MAX_SITES + MAX_THREADS  # a server takes so many, and not one more
-MAX_DEFINITION_CHARS = 2 << 20  # of all names in one dictionary, so that nobody's server holds more than this
-MAX_NAME_CHARS = 4_096  # of one name: PATH_MAX on Linux; a logger's or thread's name is far below
-MAX_SHORT_CHARS = 256  # of the names of a process that is gone: more than any has
-KEPT_BYTES = 200  # of a definition, or what is kept for one, besides its texts: a tuple, and its place in a dictionary
 MAX_MESSAGE_CHARS = 128 << 10  # four-byte characters still make half a frame of 1 MiB
-MAX_LABELS = 64  # of one process: a dozen of the orchestrator's, and the service's own
-MAX_LABEL_CHARS = 1_024  # of a label's name or value
 MAX_PLAIN_CHARS = 96 << 10  # up to here a message alone cannot make a record too large, however wide its characters
 MAX_OBJECT_CHARS = 4 << 10  # of the text of an object that nobody knows: a table or a tensor is no field
 MAX_TRACE_CHARS = 64 << 10  # of an exception's or a stack's text: about 800 frames
 MAX_EXTRA_CHARS = 64 << 10  # of all texts in one record's extra together
 MAX_EXTRA_NODES = 1_000  # values in one record's extra, nested ones counted: bounds breadth
 MAX_EXTRA_DEPTH = 8  # bounds depth, and with it cycles; every JSON reader goes deeper than that
-INT_MIN, INT_MAX = -(1 << 63), (1 << 64) - 1  # what msgpack can carry as an int
 SECOND_NS = 10**9
 MILLISECOND_NS = 10**6
 
@@ -96,195 +97,6 @@ _ATOMS = {
 # Where a request's method and path are properties, which are only asked of classes that are known to be quick.
 _REQUEST_MODULES = ("aiohttp.", "django.", "rest_framework.", "starlette.", "werkzeug.")
 _site_of = itemgetter(*_SITE_NAMES)
-
-
-class Site(NamedTuple):
-    """What never changes at one log statement; it travels once per connection."""
-
-    name: str
-    levelno: int
-    levelname: str
-    pathname: str
-    filename: str
-    module: str
-    lineno: int
-    funcName: str | None  # noqa: N815 - the name that LogRecord gives it
-
-    @classmethod
-    def of(cls, fields: Sequence[Any]) -> Site:
-        """Make a site of eight fields of any type; what is wrong becomes text, or 0 for a number."""
-        name, levelno, levelname, pathname, filename, module, lineno, function = fields
-        return cls(
-            _name(name),
-            _number(levelno),
-            _name(levelname),
-            _name(pathname),
-            _name(filename),
-            _name(module),
-            _number(lineno),
-            None if function is None else _name(function),
-        )
-
-
-class Thread(NamedTuple):
-    """The thread of a record: its ident and its name, either of which ``logging`` may have been told to omit."""
-
-    ident: int | None
-    name: str | None
-
-    @classmethod
-    def of(cls, fields: Sequence[Any]) -> Thread:
-        """Make a thread of two fields of any type."""
-        ident, name = fields
-        return cls(
-            None if ident is None else _number(ident),
-            None if name is None else _name(name),
-        )
-
-
-Definition: TypeAlias = Site | Thread
-
-
-def definition(fields: Sequence[Any]) -> Definition:
-    """Make a site of eight fields, or a thread of two.
-
-    Raises ``ValueError`` when there is another number of them.
-    """
-    if len(fields) == len(Thread._fields):
-        return Thread.of(fields)
-    return Site.of(fields)
-
-
-class Room:
-    """The memory that all sources of a server share, for what processes say of themselves and formats keep of it.
-
-    ``used_bytes`` counts what any source holds that somebody still knows. ``is_short``: more was asked for than there
-    is, since somebody last set it back.
-    """
-
-    __slots__ = ("is_short", "limit_bytes", "used_bytes")
-
-    def __init__(self, limit_bytes: float) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self.is_short = False
-
-    def has(self, size_bytes: int) -> bool:
-        """Whether there is room for so much more."""
-        if self.used_bytes + size_bytes > self.limit_bytes:
-            self.is_short = True
-            return False
-        return True
-
-
-_UNBOUNDED = Room(inf)  # for sources that nobody else can make
-
-
-class Source:
-    """One process at the other end of a connection: what all its records share.
-
-    ``definitions`` maps the numbers of the dictionary to sites and threads; numbers only grow and never change
-    their meaning. ``plans`` is where a formatter keeps what it has prepared for each site, so that it goes when
-    the connection goes. ``start_time`` is the worker's ``logging._startTime``: seconds as a float, or an int in
-    nanoseconds from CPython 3.13. ``size_bytes`` is about what all of it takes in memory; ``room`` counts it until
-    nobody knows the source any more.
-    """
-
-    __slots__ = (
-        "_room",
-        "app",
-        "definitions",
-        "host",
-        "labels",
-        "pid",
-        "plans",
-        "process_name",
-        "size_bytes",
-        "start_time",
-    )
-
-    def __init__(
-        self,
-        *,
-        app: str = "",
-        host: str = "",
-        pid: int | None = None,
-        process_name: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        start_time: float = 0.0,
-        room: Room = _UNBOUNDED,
-    ) -> None:
-        self._room = room
-        self.size_bytes = 0
-        self.app = app
-        self.host = host
-        self.pid = pid
-        self.process_name = process_name
-        self.labels = dict(labels or {})
-        self.start_time = start_time
-        self.definitions: dict[int, Definition] = {}
-        self.plans: dict[object, dict[Any, Any]] = {}
-        self._count((app, host, process_name, *self.labels, *self.labels.values()))
-
-    def __del__(self) -> None:
-        # Whoever knows it last: a delivery may wait for a stuck disk long after its connection is gone.
-        self._room.used_bytes -= self.size_bytes
-
-    @classmethod
-    def of(cls, hello: Any, room: Room = _UNBOUNDED) -> Source:
-        """Return the process that a HELLO describes, its texts cut to sane lengths."""
-        process_name = hello.process_name
-        return cls(
-            app=hello.app[:MAX_NAME_CHARS],
-            host=hello.host[:MAX_NAME_CHARS],
-            pid=hello.pid,
-            process_name=process_name[:MAX_NAME_CHARS] if process_name is not None else None,
-            labels={
-                name[:MAX_LABEL_CHARS]: value[:MAX_LABEL_CHARS]
-                for name, value in list(hello.labels.items())[:MAX_LABELS]
-                if isinstance(name, str) and isinstance(value, str)
-            },
-            start_time=hello.start_time,
-            room=room,
-        )
-
-    def in_short(self) -> Source:
-        """Return who it is, without labels and definitions: what can be kept of a hundred thousand for days."""
-        process_name = self.process_name
-        return Source(
-            app=self.app[:MAX_SHORT_CHARS],
-            host=self.host[:MAX_SHORT_CHARS],
-            pid=self.pid,
-            process_name=process_name[:MAX_SHORT_CHARS] if process_name is not None else None,
-        )
-
-    def define(self, fields: Sequence[Any]) -> None:
-        """Add the next definition. Raises ``ValueError`` for a wrong number of fields."""
-        made = definition(fields)
-        self.definitions[len(self.definitions)] = made
-        self._count(made)
-
-    def reserve(self, texts: Iterable[Any]) -> bool:
-        """Whether some texts may be kept in ``plans``; they are counted then, and else made anew each time."""
-        size_bytes = _bytes_of(texts)
-        if not self._room.has(size_bytes):
-            return False
-        self._take(size_bytes)
-        return True
-
-    def _count(self, texts: Iterable[Any]) -> None:
-        """Count what is kept in any case; who is responsible for the room sees to it."""
-        size_bytes = _bytes_of(texts)
-        self._room.has(size_bytes)
-        self._take(size_bytes)
-
-    def _take(self, size_bytes: int) -> None:
-        self.size_bytes += size_bytes
-        self._room.used_bytes += size_bytes
-
-
-def _bytes_of(texts: Iterable[Any]) -> int:
-    return KEPT_BYTES + sum(map(sys.getsizeof, texts))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -414,7 +226,7 @@ class Encoder:
         """Encode attribute by attribute: for first-time sites, odd attributes and messages that are none."""
         attributes = record.__dict__
         event = _event(attributes.get("msg"))
-        message = _render(record) if event is None else _text(event.pop("event"))
+        message = _render(record) if event is None else as_text(event.pop("event"))
         message = self._cleared(message, MAX_MESSAGE_CHARS // shrink)
         rare = self._rare(attributes, context, event, shrink)
         created = self._created(attributes, rare)
@@ -442,18 +254,18 @@ class Encoder:
         if event is not None and not _is_given(stack_info) and type(event.get("stack")) is str:
             stack_info = event.pop("stack")
         if _is_given(exc_text):
-            rare["exc_text"] = self._cleared(_text(exc_text), MAX_TRACE_CHARS // shrink)
+            rare["exc_text"] = self._cleared(as_text(exc_text), MAX_TRACE_CHARS // shrink)
         if _is_given(stack_info):
-            rare["stack_info"] = self._cleared(_text(stack_info), MAX_TRACE_CHARS // shrink)
+            rare["stack_info"] = self._cleared(as_text(stack_info), MAX_TRACE_CHARS // shrink)
         if (task_name := attributes.get("taskName")) is not None:
-            rare["taskName"] = _name(task_name)
+            rare["taskName"] = as_name(task_name)
         pid, process_name = attributes.get("process"), attributes.get("processName")
         if type(pid) is not int or pid != self.pid:
-            rare["process"] = None if pid is None else _number(pid)
+            rare["process"] = None if pid is None else as_number(pid)
         if process_name is not self.process_name and (
             type(process_name) is not str or process_name != self.process_name
         ):
-            rare["processName"] = None if process_name is None else _name(process_name)
+            rare["processName"] = None if process_name is None else as_name(process_name)
         extra = _extras(attributes, context, event)
         if extra:
             plain = _Plain(MAX_EXTRA_NODES // shrink, MAX_EXTRA_CHARS // shrink, self._redact, self._hides)
@@ -562,29 +374,10 @@ def _render(record: logging.LogRecord) -> str:
     """Return the message, or the best that can be made of one that cannot be rendered."""
     try:
         message = record.getMessage()
-        return message if type(message) is str else _text(message)
+        return message if type(message) is str else as_text(message)
     except Exception as error:  # noqa: BLE001 - str() and % run foreign code
         msg, args = record.__dict__.get("msg"), record.__dict__.get("args")
-        return f"{_text(msg)} {_repr(args)} [aiolog: the arguments do not fit the message: {type(error).__name__}]"
-
-
-def _text(value: Any) -> str:
-    """Return ``str(value)`` as a real ``str``, whatever the object does."""
-    try:
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            return repr(bytes(value[:MAX_EXTRA_CHARS]))  # the text of a gigabyte would be made before it is cut
-        text = str(value)
-        return text if type(text) is str else str.__str__(text)
-    except Exception:  # noqa: BLE001
-        return _repr(value)
-
-
-def _repr(value: Any) -> str:
-    try:
-        text = repr(value)
-        return text if type(text) is str else str.__str__(text)
-    except Exception as error:  # noqa: BLE001
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return f"{as_text(msg)} {as_repr(args)} [aiolog: the arguments do not fit the message: {type(error).__name__}]"
 
 
 def _clip(text: str, limit: int, length: int = 0) -> str:
@@ -609,7 +402,7 @@ def _event(msg: Any) -> dict[str, Any] | None:
     """Return what structlog logs in place of a message (ProcessorFormatter.wrap_for_formatter), None for all else."""
     if type(msg) is not dict:
         return None
-    event = {name if type(name) is str else _text(name): value for name, value in msg.copy().items()}
+    event = {name if type(name) is str else as_text(name): value for name, value in msg.copy().items()}
     return event if "event" in event else None
 
 
@@ -676,17 +469,6 @@ def _request_line(value: Any) -> str | None:
     return None
 
 
-def _name(value: Any) -> str:
-    return (value if type(value) is str else _text(value))[:MAX_NAME_CHARS]
-
-
-def _number(value: Any) -> int:
-    try:
-        return max(INT_MIN, min(INT_MAX, int(value)))
-    except Exception:  # noqa: BLE001
-        return 0
-
-
 def _is_given(value: Any) -> bool:
     try:
         return bool(value)
@@ -723,7 +505,7 @@ class _Plain:
         if kind is not list and kind is not tuple and kind is not dict:
             if kind is str:
                 return self._take(value, self._chars)
-            return self._take(_request_line(value) or _text(value), min(self._chars, MAX_OBJECT_CHARS))
+            return self._take(_request_line(value) or as_text(value), min(self._chars, MAX_OBJECT_CHARS))
         if not depth or self._is_spent:
             return f"[aiolog: cut, a {kind.__name__} of {len(value)}]"
         try:
@@ -739,7 +521,7 @@ class _Plain:
                 made["…"] = f"[aiolog: cut from {len(items)} items]"
                 break
             self._nodes -= 1
-            text = self._take(name if type(name) is str else _text(name), MAX_NAME_CHARS)
+            text = self._take(name if type(name) is str else as_text(name), MAX_NAME_CHARS)
             made[text] = REDACTED if self._hides is not None and self._hides(text) else self.value(value, depth)
         return made
 
@@ -802,7 +584,7 @@ def attributes(source: Source, wire: Any) -> dict[str, Any]:
     parts = list(wire) if isinstance(wire, (list, tuple)) else []
     if not 4 <= len(parts) <= 5:
         faults.append("not an array of 4 or 5")
-        parts = (parts + [0.0, None, None, _text(wire)][len(parts) :])[:4]
+        parts = (parts + [0.0, None, None, as_text(wire)][len(parts) :])[:4]
     created, site, thread, message, *rest = parts
     rare = rest[0] if rest else {}
     if not isinstance(rare, dict):
@@ -813,7 +595,7 @@ def attributes(source: Source, wire: Any) -> dict[str, Any]:
         created = 0.0
     if type(message) is not str:
         faults.append("the message is not text")
-        message = _text(message)
+        message = as_text(message)
     found = {
         **_resolve(source, site, Site, Site("unknown", 0, "NOTSET", "", "", "", 0, None), faults)._asdict(),
         **_clock(created, source.start_time),
@@ -831,15 +613,15 @@ def attributes(source: Source, wire: Any) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     for key, value in rare.items():
         if key == "extra" and isinstance(value, (list, tuple)):
-            extra = {_name(k): v for k, v in zip(value[::2], value[1::2], strict=False)}
+            extra = {as_name(k): v for k, v in zip(value[::2], value[1::2], strict=False)}
             if len(value) % 2 or any(type(name) is not str for name in value[::2]):
                 faults.append("extra is not names and values")
         elif type(value) in _RARE_KINDS.get(key, ()) and (key != "created" or _is_moment(value)):
             found[key] = value
         else:
-            faults.append(f"rare has {_name(key)!r}, which is no attribute or of the wrong type")
+            faults.append(f"rare has {as_name(key)!r}, which is no attribute or of the wrong type")
             if key in ("exc_text", "stack_info"):
-                found[key] = _text(value)
+                found[key] = as_text(value)
     found.update((key, value) for key, value in extra.items() if key not in STANDARD_ATTRIBUTES)
     if faults:
         found[MALFORMED] = "; ".join(faults)

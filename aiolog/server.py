@@ -21,8 +21,9 @@ from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import ACK_HOLD_SECONDS, SESSION_BYTES, Hello
 from aiolog.reading import READS_TOGETHER, Reader
-from aiolog.record import Room, Site, Source, Thread, WireRecord
+from aiolog.record import WireRecord
 from aiolog.report import Report
+from aiolog.source import Room, Site, Source, Thread
 
 SWEEP_SECONDS = 0.5  # between two looks for connections that are silent, stuck, or want a BUSY
 SWEPT_TOGETHER = 4096  # sessions: a millisecond of the event loop, and all that are kept by default in 8 s

@@ -38,7 +38,6 @@ from aiolog.formatting import Format
 from aiolog.http import HttpServer
 from aiolog.livefile import Keeping
 from aiolog.ordering import OrderedLane
-from aiolog.record import Site
 from aiolog.report import Report
 from aiolog.rotation import Retention, Rotation, Schedule
 from aiolog.routing import PathTemplate
@@ -47,6 +46,7 @@ from aiolog.sinks import SinkThread
 from aiolog.sinks.file import FileSink
 from aiolog.sinks.routed import RoutedFileSink
 from aiolog.sinks.stdout import StdoutSink, wants_color
+from aiolog.source import Site
 
 STDERR, STDOUT = 2, 1
 MAX_SIGNALS = 8  # that wait their turn, so that a storm of them is none of reloads

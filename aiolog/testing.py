@@ -36,7 +36,8 @@ from aiolog.protocol import (
     encode,
     unpack_records,
 )
-from aiolog.record import Source, attributes
+from aiolog.record import attributes
+from aiolog.source import Source
 
 WAIT_SECONDS = 10.0  # a test that is to fail need not hang; what works takes milliseconds
 WINDOW_BYTES = 1 << 20

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aiolog import formatting
-from aiolog.record import Source
+from aiolog.source import Source
 
 TEMPLATE = "%(asctime)s %(levelname)s %(processName)s[%(process)d] %(name)s: %(message)s"
 RECORDS, ROUNDS = 640, 25  # a frame of 64 KiB

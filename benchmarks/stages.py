@@ -22,7 +22,8 @@ from aiolog.backlog import Backlog
 from aiolog.checksum import crc32
 from aiolog.livefile import Part
 from aiolog.protocol import FROM_CLIENT, Decoder, batch_frame, pack_everyday, unpack_records
-from aiolog.record import Encoder, Source
+from aiolog.record import Encoder
+from aiolog.source import Source
 from benchmarks.loads import TEXT_LINE, Load
 
 RECORDS = 640  # a frame of 64 KiB

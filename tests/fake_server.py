@@ -39,7 +39,8 @@ from aiolog.protocol import (
     encode,
     unpack_records,
 )
-from aiolog.record import Source, attributes
+from aiolog.record import attributes
+from aiolog.source import Source
 
 WAIT_SECONDS = 15.0  # for anything to happen; what does not is a failure
 

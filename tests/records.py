@@ -11,7 +11,8 @@ from datetime import datetime
 from hypothesis import strategies as st
 
 from aiolog.formatting import CONTINUATION
-from aiolog.record import STANDARD_ATTRIBUTES, Site, Source
+from aiolog.record import STANDARD_ATTRIBUTES
+from aiolog.source import Site, Source
 
 NOON = 1_795_420_862.25  # 2026-11-23T08:01:02.250000Z, exact as a float
 NOON_NS = 1_795_420_862_123_456_789

@@ -20,24 +20,27 @@ LAYERS = """
     context       |                                                      |
     labels        |                                                      |
     redaction     |                                                      |
-    record        |                                                      |
+    coerce        |                                                      |
+    source        | coerce                                               |
+    record        | coerce source                                        |
     rotation      | errors                                               |
     checksum      |                                                      | isal
     ledger        | errors crash checksum                                |
     routing       | errors                                               |
     config        | errors routing                                       | msgspec
-    formats       | record                                               |
-    formats.escaping    | record                                         |
-    formats.layout      | record formats                                 |
+    formats       | source record                                        |
+    formats.escaping    |                                                |
+    formats.layout      | source record formats                          |
     formats.templates   | errors                                         |
-    formats.text        | errors record formats formats.escaping         |
+    formats.text        | errors source record formats formats.escaping  |
                         | formats.layout formats.templates               |
-    formats.schemas     | record                                         |
-    formats.structured  | errors record formats formats.escaping         |
-                        | formats.layout formats.schemas                 |
-    formatting    | record formats formats.escaping formats.schemas      |
+    formats.schemas     | source                                         |
+    formats.structured  | errors coerce source record formats            |
+                        | formats.escaping formats.layout                |
+                        | formats.schemas                                |
+    formatting    | source formats formats.escaping formats.schemas      |
                   | formats.text formats.structured                      |
-    filters       | errors record formatting                             |
+    filters       | errors source record formatting                      |
     protocol      | errors                                               | msgpack
     backlog       | errors protocol                                      |
     segments      | errors crash protocol                                |
@@ -48,7 +51,7 @@ LAYERS = """
                   | spool sender recovery                                |
     configure     | labels handler                                       |
     auto          | configure                                            |
-    testing       | errors protocol record                               |
+    testing       | errors source record protocol                        |
     contrib       |                                                      |
     contrib.gunicorn | configure                                         |
     contrib.django | configure                                           |
@@ -56,22 +59,23 @@ LAYERS = """
     contrib.foreign | configure                                          |
     contrib.structlog | contrib.foreign                                  | structlog
     contrib.loguru | contrib.foreign                                     |
-    fanout        | errors report record                                 |
-    ordering      | report record fanout                                 |
-    sinks         | record fanout                                        |
+    fanout        | errors source record report                          |
+    ordering      | record report fanout                                 |
+    sinks         | source record fanout                                 |
     backups       | errors crash rotation ledger                         | compression backports
     livefile      | errors crash rotation checksum ledger backups        |
     sinks.file    | errors formatting livefile fanout sinks              | aiofiles
-    sinks.routed  | errors record rotation routing formatting backups    | aiofiles
-                  | livefile ledger fanout sinks sinks.file              |
-    sinks.stdout  | errors record formatting fanout sinks                |
-    connection    | errors crash report record checksum protocol fanout  |
+    sinks.routed  | errors source record rotation routing formatting     | aiofiles
+                  | backups livefile ledger fanout sinks sinks.file      |
+    sinks.stdout  | errors source record formatting fanout sinks         |
+    connection    | errors crash report coerce source record checksum    |
+                  | protocol fanout                                      |
     reading       | protocol                                             |
-    server        | errors report record protocol fanout reading         |
+    server        | errors report source record protocol fanout reading  |
                   | connection                                           |
     control       | errors config                                        |
     http          | errors control fanout server                         | aiohttp prometheus_client
-    service       | errors report record rotation routing config         | msgspec uvloop
+    service       | errors report source rotation routing config         | msgspec uvloop
                   | formatting filters livefile fanout ordering sinks    |
                   | sinks.file sinks.routed sinks.stdout connection      |
                   | server http recovery                                 |
@@ -91,8 +95,8 @@ for row in LAYERS.strip().splitlines():
 ORDER = list(ALLOWED)
 
 FORMATS = {name for name in ALLOWED if name.partition(".")[0] == "formats"}
-PURE = {"errors", "context", "labels", "redaction", "record", "protocol", "backlog", "rotation", "routing"}
-PURE |= {"checksum", "formatting", "filters", "config", "report", *FORMATS}
+PURE = {"errors", "context", "labels", "redaction", "coerce", "source", "record", "protocol", "backlog"}
+PURE |= {"rotation", "routing", "checksum", "formatting", "filters", "config", "report", *FORMATS}
 IMPURE = {"asyncio", "socket", "threading", "selectors", "select", "time"}
 CONVERSIONS = {  # of IMPURE, and yet they only convert what they are given
     "formats.templates": {"localtime", "strftime"},
@@ -222,8 +226,8 @@ def test_the_client_needs_nothing_of_the_server(name):
     """A worker that only logs pays for no server, in imports or in dependencies."""
     known = reachable(name)
     assert known <= {
-        "errors", "crash", "context", "labels", "redaction", "record", "protocol", "backlog", "segments", "spool",
-        "sender", "recovery", "handler",
+        "errors", "crash", "context", "labels", "redaction", "coerce", "source", "record", "protocol", "backlog",
+        "segments", "spool", "sender", "recovery", "handler",
     }  # fmt: skip
     libraries = set().union(*(outer_imports(one) for one in known | {name})) - sys.stdlib_module_names
     assert libraries <= {"msgpack"}
@@ -238,7 +242,7 @@ def test_the_package_itself_is_lazy():
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_a_format_knows_no_sink_and_no_configuration(name):
     """Formats are reached through their door, and know nobody above it."""
-    assert reachable(name) <= {"errors", "record"} | FORMATS
+    assert reachable(name) <= {"errors", "coerce", "source", "record"} | FORMATS
     users = {user for user in IN_TABLE if own_imports(user) & FORMATS}
     assert users <= FORMATS | {"formatting"}
 

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from memory import DEFINE, KIB, SITE, MemorySink, World, batch
 
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
+from aiolog.coerce import MAX_NAME_CHARS
 from aiolog.connection import LINGER_SECONDS, MAX_UNREAD_ACK_BYTES
 from aiolog.protocol import (
     ACK_BATCHES,
@@ -37,8 +38,8 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.record import MAX_LABEL_CHARS, MAX_LABELS, MAX_NAME_CHARS, MAX_SITES, MAX_THREADS
 from aiolog.server import ENDED_SECONDS
+from aiolog.source import MAX_LABEL_CHARS, MAX_LABELS, MAX_SITES, MAX_THREADS
 
 BYE = encode(Bye())
 

@@ -11,7 +11,7 @@ from memory import MIB, MemorySink, World
 
 from aiolog.errors import ConfigError
 from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery
-from aiolog.record import Room, Site, Source, Thread
+from aiolog.source import Room, Site, Source, Thread
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aiolog import formatting
 from aiolog.errors import ConfigError
 from aiolog.filters import MAX_FILTER_CHARS, NAMES, Filtered, compile_filter
-from aiolog.record import Site, Source, Thread
+from aiolog.source import Site, Source, Thread
 
 SITES = (
     Site("shop.orders", 20, "INFO", "/srv/shop/orders.py", "orders.py", "orders", 41, "pay"),

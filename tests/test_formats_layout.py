@@ -14,7 +14,7 @@ from records import NOON, NOON_NS, Worker, nasty_texts
 from aiolog.formats import Lines
 from aiolog.formats import layout as layouts
 from aiolog.formatting import ecs, json_lines, logfmt, otel, text
-from aiolog.record import Room, Source
+from aiolog.source import Room, Source
 
 FORMATS = [
     text("%(asctime)s %(levelname)s %(name)s: %(message)s"),

@@ -15,7 +15,8 @@ from records import NOON_NS, Worker, names, nasty_texts, parse_logfmt, workers
 from aiolog.errors import ConfigError
 from aiolog.formats.schemas import ECS, OTEL, OWN
 from aiolog.formatting import ecs, json_lines, logfmt, otel
-from aiolog.record import STANDARD_ATTRIBUTES, Source
+from aiolog.record import STANDARD_ATTRIBUTES
+from aiolog.source import Source
 
 MADE = {"json": (json_lines, OWN), "logfmt": (logfmt, OWN), "ecs": (ecs, ECS), "otel": (otel, OTEL)}
 

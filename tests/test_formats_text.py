@@ -24,7 +24,7 @@ from records import (
 
 from aiolog.errors import ConfigError
 from aiolog.formatting import CONTINUATION, text, whole_records
-from aiolog.record import Site
+from aiolog.source import Site
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Apia"]
 defaults = st.fixed_dictionaries({}, optional={"user": nasty_texts | st.integers() | st.none(), "name": nasty_texts})

@@ -36,7 +36,8 @@ from aiolog import service
 from aiolog.config import parse
 from aiolog.errors import ConfigError
 from aiolog.formatting import CONTINUATION, ecs, json_lines, logfmt, otel, text, whole_records
-from aiolog.record import STANDARD_ATTRIBUTES, Encoder, Site, Source
+from aiolog.record import STANDARD_ATTRIBUTES, Encoder
+from aiolog.source import Site, Source
 
 USUAL_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ALL_FORMATS = [text(USUAL_TEXT), text(USUAL_TEXT, multiline="escape"), json_lines(), logfmt(), ecs(), otel(),

@@ -20,9 +20,9 @@ from aiolog.connection import Limits
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery, Fanout, Lane
 from aiolog.http import HttpServer
-from aiolog.record import Source
 from aiolog.report import Report
 from aiolog.server import Server
+from aiolog.source import Source
 
 
 def get(url: str, **headers: str) -> tuple[int, str, str]:

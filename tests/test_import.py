@@ -60,7 +60,19 @@ print(json.dumps([*set(sys.modules) - before]))
     own = {name for name in loaded if name.startswith("aiolog.")}
     assert own <= {
         f"aiolog.{name}"
-        for name in ("errors", "crash", "context", "labels", "record", "protocol", "backlog", "sender", "handler")
+        for name in (
+            "errors",
+            "crash",
+            "context",
+            "labels",
+            "coerce",
+            "source",
+            "record",
+            "protocol",
+            "backlog",
+            "sender",
+            "handler",
+        )
     }
 
 

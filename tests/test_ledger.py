@@ -16,8 +16,8 @@ from memory import kept
 from aiolog import formatting, ledger
 from aiolog.fanout import Delivery
 from aiolog.ledger import ALL, COMPACT_BYTES, GROUP, MAGIC, NONE, Entry, Ledger, Run, decode, encode
-from aiolog.record import Site, Source, Thread
 from aiolog.sinks.file import FileSink
+from aiolog.source import Site, Source, Thread
 
 A, B = b"a" * 16, b"b" * 16
 INODE = 7

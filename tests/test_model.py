@@ -55,11 +55,11 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.record import Site, Source, Thread
 from aiolog.report import Report
 from aiolog.rotation import parse_backup
 from aiolog.server import Server
 from aiolog.sinks.file import FileSink
+from aiolog.source import Site, Source, Thread
 
 EXAMPLES = int(os.environ.get("AIOLOG_MODEL_EXAMPLES", "300"))
 STEPS = 60

@@ -13,7 +13,7 @@ from memory import MIB, MemorySink, World
 
 from aiolog.fanout import Delivery
 from aiolog.ordering import OrderedLane, TimeOrder, moment
-from aiolog.record import Room, Source
+from aiolog.source import Room, Source
 
 WINDOW = 10.0
 SOURCE = Source()

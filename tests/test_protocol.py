@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiolog import protocol
+from aiolog.coerce import INT_MAX, INT_MIN, MAX_NAME_CHARS
 from aiolog.errors import ProtocolError
 from aiolog.protocol import (
     BATCH_BYTES,
@@ -52,16 +53,8 @@ from aiolog.protocol import (
     pack_record,
     unpack_records,
 )
-from aiolog.record import (
-    INT_MAX,
-    INT_MIN,
-    MAX_DEFINITION_CHARS,
-    MAX_DEFINITIONS,
-    MAX_EXTRA_NODES,
-    MAX_NAME_CHARS,
-    Site,
-    Thread,
-)
+from aiolog.record import MAX_EXTRA_NODES
+from aiolog.source import MAX_DEFINITION_CHARS, MAX_DEFINITIONS, Site, Thread
 
 MAX_PEAK_BYTES = 24 << 20  # what one bad frame may take for a moment
 MAX_STALL_SECONDS = 0.5  # measured: 0.05 at worst; the margin is for a machine that does much else

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
 from aiolog import record as record_module
+from aiolog.coerce import INT_MAX, INT_MIN, MAX_NAME_CHARS
 from aiolog.protocol import (
     FROM_CLIENT,
     MAX_ARRAY_LEN,
@@ -30,27 +31,26 @@ from aiolog.protocol import (
     unpack_records,
 )
 from aiolog.record import (
-    INT_MAX,
-    INT_MIN,
     MALFORMED,
-    MAX_DEFINITION_CHARS,
-    MAX_DEFINITIONS,
     MAX_EXTRA_CHARS,
     MAX_EXTRA_NODES,
     MAX_MESSAGE_CHARS,
-    MAX_NAME_CHARS,
     MAX_OBJECT_CHARS,
-    MAX_SITES,
-    MAX_THREADS,
     MAX_TRACE_CHARS,
     REDACTED,
     REDACTION_FAILED,
     STANDARD_ATTRIBUTES,
     Encoder,
+    attributes,
+)
+from aiolog.source import (
+    MAX_DEFINITION_CHARS,
+    MAX_DEFINITIONS,
+    MAX_SITES,
+    MAX_THREADS,
     Site,
     Source,
     Thread,
-    attributes,
     definition,
 )
 

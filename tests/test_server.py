@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from memory import DEFINE, KIB, LIMITS, MemorySink, World, batch
 
+from aiolog.coerce import MAX_NAME_CHARS
 from aiolog.connection import LINGER_SECONDS, Connection
 from aiolog.errors import ConfigError
 from aiolog.fanout import Fanout, Lane
@@ -30,9 +31,10 @@ from aiolog.protocol import (
     define_frames,
     encode,
 )
-from aiolog.record import MAX_NAME_CHARS, Source, attributes
+from aiolog.record import attributes
 from aiolog.report import Report
 from aiolog.server import FORGOTTEN_TOGETHER, MISSED_SECONDS, SWEEP_SECONDS, TELL_SECONDS, Server
+from aiolog.source import Source
 
 
 @pytest.fixture

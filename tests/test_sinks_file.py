@@ -28,10 +28,10 @@ from aiolog import formatting, ledger
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
 from aiolog.livefile import ROTATION_RETRY_SECONDS
-from aiolog.record import Source
 from aiolog.rotation import Schedule, parse_backup, stamp_text
 from aiolog.sinks import file
 from aiolog.sinks.file import FileSink
+from aiolog.source import Source
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -18,10 +18,10 @@ from memory import kept
 from aiolog import formatting
 from aiolog.errors import ConfigError
 from aiolog.fanout import Delivery
-from aiolog.record import Site, Source, Thread
 from aiolog.rotation import split_backup
 from aiolog.routing import PathTemplate
 from aiolog.sinks.routed import RoutedFileSink
+from aiolog.source import Site, Source, Thread
 
 MORNING = 1_795_420_862.0  # 2026-11-23T08:01:02Z
 DAY = 86_400.0

@@ -13,9 +13,9 @@ import pytest
 
 from aiolog import formatting
 from aiolog.fanout import Delivery
-from aiolog.record import Site, Source
 from aiolog.sinks import SinkThread
 from aiolog.sinks.stdout import StdoutSink, colored, wants_color
+from aiolog.source import Site, Source
 
 MESSAGE = formatting.text("%(message)s")
 LEVEL = formatting.text("%(levelname)s %(message)s")
@@ -142,7 +142,7 @@ def test_the_exit_does_not_hang_on_a_stuck_reader():
 import asyncio
 from aiolog import formatting
 from aiolog.fanout import Delivery
-from aiolog.record import Source
+from aiolog.source import Source
 from aiolog.sinks.stdout import StdoutSink
 
 async def main():

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias, overload
 
-from aiolog.record import Site, Source, WireRecord
+from aiolog.record import WireRecord
+from aiolog.source import Site, Source
 
 
 class Lines(Sequence[str]):

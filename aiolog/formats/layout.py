@@ -29,7 +29,8 @@ from math import floor, inf
 from typing import Any, NamedTuple
 
 from aiolog.formats import Accepts, Lines
-from aiolog.record import MALFORMED, MILLISECOND_NS, SECOND_NS, Site, Source, WireRecord, attributes
+from aiolog.record import MALFORMED, MILLISECOND_NS, SECOND_NS, WireRecord, attributes
+from aiolog.source import Site, Source
 
 DIGITS = tuple(f"{number:03d}" for number in range(1000))  # an index is 4 times as fast as a format
 SECONDS_KEPT = 16  # texts of whole seconds; records of many processes come in nearly the order of their moments

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from aiolog.record import Source
+from aiolog.source import Source
 
 Values: TypeAlias = Mapping[str, Any]
 """All attributes of a record; for a key of kind "rare" only those that there are of exc_text, stack_info, ``traces``

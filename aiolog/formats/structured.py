@@ -18,22 +18,14 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from math import floor, isfinite
 from typing import Any, NamedTuple, TypeAlias
 
+from aiolog.coerce import INT_MAX, MAX_NAME_CHARS
 from aiolog.errors import ConfigError
 from aiolog.formats import Accepts
 from aiolog.formats.escaping import PLAIN_ASCII, PLAIN_QUOTED, all_plain, escape_in_json
 from aiolog.formats.layout import MESSAGE, SECOND, SECONDS_KEPT, Layout, Slot, parts_of, text_of
 from aiolog.formats.schemas import Key, Lifted, Schema, Values
-from aiolog.record import (
-    INT_MAX,
-    MALFORMED,
-    MAX_EXTRA_DEPTH,
-    MAX_NAME_CHARS,
-    SECOND_NS,
-    STANDARD_ATTRIBUTES,
-    Source,
-    WireRecord,
-    attributes,
-)
+from aiolog.record import MALFORMED, MAX_EXTRA_DEPTH, SECOND_NS, STANDARD_ATTRIBUTES, WireRecord, attributes
+from aiolog.source import Source
 
 # ---------------------------------------------------------------------------------------------------------------
 # Values

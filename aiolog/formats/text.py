@@ -30,7 +30,8 @@ from aiolog.formats.escaping import (
 )
 from aiolog.formats.layout import DIGITS, MESSAGE, SECOND, SECONDS_KEPT, Layout, Slot
 from aiolog.formats.templates import Field, Piece, joined, parse, refused, show
-from aiolog.record import STANDARD_ATTRIBUTES, Source, WireRecord
+from aiolog.record import STANDARD_ATTRIBUTES, WireRecord
+from aiolog.source import Source
 
 _THREAD = frozenset({"thread", "threadName"})
 _MESSAGE = frozenset({"message", "msg"})

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from aiolog.fanout import Commit, Delivery
-from aiolog.record import Source, WireRecord
+from aiolog.record import WireRecord
+from aiolog.source import Source
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

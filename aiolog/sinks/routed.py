@@ -33,11 +33,12 @@ from aiolog.fanout import Delivery
 from aiolog.formatting import Format, whole_records
 from aiolog.ledger import Mark
 from aiolog.livefile import KEEPING, Keeping, LiveFile, Part, make_directories
-from aiolog.record import Source, WireRecord, attributes
+from aiolog.record import WireRecord, attributes
 from aiolog.rotation import Aged, split_backup
 from aiolog.routing import PathTemplate
 from aiolog.sinks import SinkThread
 from aiolog.sinks.file import CLOSE_SECONDS, LOOK_SECONDS
+from aiolog.source import Source
 
 MAX_OPEN_FILES = 256  # two descriptors each: half of the 1,024 that a process may have by default
 MAX_ROUTES = 1_024  # names in one directory tree: an operator can still look through them

@@ -14,8 +14,9 @@ from typing import Any
 
 from aiolog.fanout import Commit, Delivery
 from aiolog.formatting import Format
-from aiolog.record import Source, WireRecord
+from aiolog.record import WireRecord
 from aiolog.sinks import SinkThread, runs
+from aiolog.source import Source
 
 # The colors of level names, from the highest level down; SGR codes of ECMA-48, 8.3.117.
 _COLORS = (
