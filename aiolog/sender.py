@@ -56,6 +56,7 @@ FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
 BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
 LOOK_SECONDS = ACK_HOLD_SECONDS + 0.1  # by then an ack is there, where nobody is in a hurry for it
+LONG_SECONDS = 3_600.0  # a selector takes at most 24 days, and a heartbeat may be meant to never come
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
 UNDER_WAY_BATCHES = 2 * ACK_BATCHES  # a server that is slower than the beat gets larger batches, not more
 LATE_LINGER_SECONDS = 1.0  # a handler that is used after close() need not connect anew for every record
@@ -538,7 +539,7 @@ class Sender:
                 wanted = needed
             # A full socket takes no heartbeat: there only the server's silence can end.
             due = 2 * heartbeat_seconds - silent_seconds if blocked else asks_in
-            seconds = _left(deadline, max(0.0, due))
+            seconds = _left(deadline, min(max(0.0, due), LONG_SECONDS))
             # The beat or an ack wakes this thread, so those who put records need not: no system call for them.
             if blocked or not backlog.reserve(link.window_bytes) or backlog.under_way >= UNDER_WAY_BATCHES:
                 if self._idle:

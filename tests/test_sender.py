@@ -485,6 +485,16 @@ def test_an_idle_connection_is_tried(server, new_client):
     assert client.reconnects == 0
 
 
+def test_a_heartbeat_may_never_come(server, new_client):
+    """What is longer than a selector or a lock can wait is no reason to leave a server."""
+    client = new_client(heartbeat_seconds=1e300)
+    for number in range(3):
+        client.log(number)
+        server.wait_for(lambda number=number: len(server.texts) > number, timeout=SOON_SECONDS)
+        until(lambda: client.asleep)
+    assert client.reconnects == 0
+
+
 @pytest.mark.parametrize("when", ["a batch is under way", "idle"])
 def test_silence_ends_a_connection(server, new_client, when):
     """A server that says nothing for two heartbeats is left, and what it did not ack goes to the next connection."""
