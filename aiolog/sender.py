@@ -55,7 +55,7 @@ PATH_FAULTS = 5  # a path that changes bytes breaks the protocol a few times; a 
 FAREWELL_SECONDS = 0.5  # for the server to read BYE and close
 BUSY_SECONDS = 4 * BEAT_SECONDS  # between two frames of a process that need not wake the thread for the next one
 COALESCE_BYTES = 64 << 10  # so much waits for no beat
-LOOK_SECONDS = ACK_HOLD_SECONDS + 0.1  # by then an ack is there, where nobody is in a hurry for it
+LULL_SECONDS = 0.2  # after a frame the thread is deaf for so long, or twice; a server waits 1 s for its clients to part
 LONG_SECONDS = 3_600.0  # a selector takes at most 24 days, and a heartbeat may be meant to never come
 ASK_SECONDS = 0.004  # a server that does not hold its ack is faster
 UNDER_WAY_BATCHES = 2 * ACK_BATCHES  # a server that is slower than the beat gets larger batches, not more
@@ -434,7 +434,7 @@ class Sender:
 
     def _sleep(self, seconds: float | None, selector: selectors.BaseSelector | None = None) -> None:
         """Wait for a record, or with ``selector`` for what comes first, a record or the server."""
-        if self.stopping:
+        if self.stopping and self.backlog.is_empty:
             seconds = min(self._linger_seconds, seconds or self._linger_seconds)
         self._idle = self.backlog.is_empty
         self._is_at_socket = selector is not None
@@ -530,7 +530,8 @@ class Sender:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
             asks_in = self._asks_in(link, now)
             if asks_in <= 0 and not link.outgoing:
-                self._hurried, link.hurried_at, link.asked_at, link.is_awaited = False, None, now, True
+                self._hurried, link.hurried_at, link.asked_at = False, None, now
+                link.awaits, link.awaited_seq = True, backlog.next_seq - 1
                 link.outgoing = memoryview(backlog.heartbeat())
                 continue
             needed = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
@@ -552,10 +553,10 @@ class Sender:
                 self._beat.acquire(timeout=min(seconds, link.due - now))
                 if not self._looks(link):
                     continue
-            elif self._hurried or link.is_awaited or deadline is not None:
+            elif self._hurried or link.awaits or deadline is not None or now - link.cut_at >= LULL_SECONDS:
                 self._sleep(seconds, selector)
-            else:
-                self._sleep(seconds if link.waits_since is None else min(seconds, LOOK_SECONDS))
+            else:  # another record will come soon
+                self._sleep(min(seconds, LULL_SECONDS))
                 if not self._looks(link):
                     continue
             self._receive(link)
@@ -564,10 +565,10 @@ class Sender:
         """Whether it is time to see what the server says; nobody waits for it."""
         backlog = self.backlog
         return (
-            link.is_awaited
+            link.awaits
             or backlog.under_way >= ACK_BATCHES
             or backlog.is_filling
-            or monotonic() - link.looked_at >= LOOK_SECONDS
+            or monotonic() - link.looked_at >= LULL_SECONDS
         )
 
     def _send(self, link: _Connection) -> bool:
@@ -640,6 +641,7 @@ class Sender:
                 if isinstance(message, Ack):
                     crash.point("ack_received")
                     advanced |= self.backlog.ack(message.seq)
+                    link.awaits = link.awaits and message.seq < link.awaited_seq
                 elif isinstance(message, Refuse):
                     raise _RefusedError(message)
                 elif not isinstance(message, Busy):
@@ -648,7 +650,6 @@ class Sender:
             self._progress(advanced)
         if heard:  # bytes alone are no answer: a damaged length could swallow acks for ever
             link.waits_since = monotonic() if self.backlog.awaits_ack else None
-            link.is_awaited = False
 
     def _say_bye(self, sock: socket.socket, decoder: Decoder, deadline: float | None) -> None:
         """End the session; wait for the server to close, or an unread byte here would reset the BYE away."""
@@ -710,12 +711,13 @@ class _Connection:
 
     __slots__ = (
         "asked_at",
+        "awaited_seq",
+        "awaits",
         "cut_at",
         "decoder",
         "defined",
         "due",
         "hurried_at",
-        "is_awaited",
         "is_busy",
         "looked_at",
         "outgoing",
@@ -733,7 +735,8 @@ class _Connection:
         self.outgoing = memoryview(b"")  # what of the last frame is not sent yet
         self.sent_at = monotonic()
         self.asked_at = 0.0  # when an ack was last asked for, by a heartbeat
-        self.is_awaited = True  # its answer, or the first of the connection: it may be that nothing gets through
+        self.awaits = True  # that ack, or the first of the connection: it may be that nothing gets through
+        self.awaited_seq = 0
         self.looked_at = monotonic()  # when what the server says was last read, or nothing found
         self.due = 0.0  # when little may be sent again
         self.cut_at = 0.0  # when the last frame was made

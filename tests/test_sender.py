@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from aiolog import sender as sender_module
 from aiolog.backlog import MIN_BUFFER_BYTES, Backlog
 from aiolog.protocol import (
-    ACK_HOLD_SECONDS,
     BATCH_BYTES,
     MAX_ANSWER_BYTES,
     VERSION,
@@ -359,6 +358,37 @@ def test_a_flush_asks_for_an_ack_that_is_held(server, client):
     assert client.flush(WAIT_SECONDS)
     assert time.monotonic() - began < WAIT_SECONDS / 2
     assert len(server.peers[0].heartbeats) == 1
+
+
+@pytest.mark.parametrize("crossing", ["an older ack", "busy"])
+def test_a_flush_waits_for_the_ack_that_it_asked_for(server, client, monkeypatch, crossing):
+    """What was on its way when the server was asked is not the answer; who took it for that would cease to listen."""
+    monkeypatch.setattr(sender_module, "LULL_SECONDS", 60.0)
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    asked = threading.Event()
+
+    def answer(peer, batch):
+        FakeServer.keep(peer, batch)
+        if not batch.count:
+            if crossing == "busy":
+                peer.busy()
+            else:
+                peer.ack(peer.session.last_seq - 1)
+            asked.set()
+
+    server.on_batch = answer
+    client.log(1)
+    server.wait_for(lambda: len(server.peers[0].seqs) == 2)
+    client.log(2)
+    flushing = threading.Thread(target=client.flush, args=(WAIT_SECONDS,))
+    flushing.start()
+    assert asked.wait(SOON_SECONDS)
+    until(lambda: client.backlog.records == (2 if crossing == "busy" else 1))
+    time.sleep(0.05)  # so that it waits again
+    server.peers[0].ack()
+    flushing.join(SOON_SECONDS)
+    assert not flushing.is_alive()
 
 
 def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
@@ -890,7 +920,7 @@ def test_an_idle_sender_sleeps(server, client, returns):
     new.start()
     client.log(1)
     assert client.flush(WAIT_SECONDS)
-    until(lambda: client.asleep and client._idle and new.asleep)
+    until(lambda: client.asleep and client._idle and client._is_at_socket and new.asleep)
     del returns[:]
     cpu = time.process_time()
     time.sleep(0.5)
@@ -930,7 +960,40 @@ def test_a_connection_that_ends_in_silence_is_noticed_soon(server, client):
     client.log(1)
     server.wait_for(lambda: server.peers[0].closed)
     server.on_batch = FakeServer.take
-    server.wait_for(lambda: server.texts == ["0", "1"], timeout=ACK_HOLD_SECONDS + SOON_SECONDS)
+    server.wait_for(lambda: server.texts == ["0", "1"], timeout=SOON_SECONDS)
+
+
+@pytest.mark.parametrize("when", ["amid records", "after a record", "in a lull"])
+def test_a_goodbye_is_heard_soon(server, client, monkeypatch, when):
+    """A server that stops waits for its clients, so that nothing is on its way when it has gone."""
+    monkeypatch.setattr(sender_module, "ACK_BATCHES", 1 << 30)  # so many under way are no reason to look
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    until(lambda: client.asleep and client._is_at_socket == (when == "in a lull"))
+    server.peers[0].half_close()
+    count = 1
+    while when == "amid records" and not server.peers[0].closed and count < 20:
+        client.log(count)
+        count += 1
+        time.sleep(0.05)
+    server.wait_for(lambda: server.peers[0].closed, timeout=SOON_SECONDS)
+    client.log(count)
+    server.wait_for(lambda: numbers(server) == list(range(count + 1)), timeout=SOON_SECONDS)
+    assert count < 20
+
+
+def test_a_sender_that_was_stopped_sleeps(server, client, returns):
+    """It still owes something, which a server does not ack: it waits for that, and does not spin."""
+    server.on_batch = FakeServer.keep
+    client.log(0)
+    assert not client.stop(0.1)
+    del returns[:]
+    time.sleep(0.5)
+    assert len(returns) < 20
+    server.peers[0].ack()
+    client._thread.join(WAIT_SECONDS)
+    assert not client._thread.is_alive()
+    assert client.backlog.is_empty
 
 
 def test_a_sender_that_waits_to_write_sleeps(server, new_client, returns):
