@@ -106,7 +106,7 @@ BATCH_BYTES = 64 << 10  # where a client cuts a batch: larger ones save nothing 
 DEFINE_BYTES = 64 << 10
 # Clients send at a beat: what is logged between two shares one frame and its system calls. It is that of the monotonic
 # clock, which all processes of a machine share, so that the server reads, commits and acks for all of them together.
-BEAT_SECONDS = 0.009
+BEAT_SECONDS = 0.0075
 ACK_HOLD_SECONDS = 1.0  # a fifth of what a client waits before it asks; who cannot wait that long asks at once
 ACK_BATCHES = 16  # so many are acked at once: half of what a client has under way before it waits
 # One byte can become an object of 75 (an empty map; our measurement, 2026-11-23). A frame that is larger than a client

@@ -25,8 +25,8 @@ from aiolog.protocol import BEAT_SECONDS
 READS_TOGETHER = hasattr(select, "epoll")
 READ_BYTES = 128 << 10  # a frame of a client is 64 KiB and a little; larger ones are for few, and take more reads
 MUCH_BYTES = 64 << 10  # so much at a time gains nothing by more: a batch of a client in a hurry
-COMPANY_SECONDS = 0.0003  # after a beat: four processes on two cores have sent within half of a millisecond
-LATE_SECONDS = 0.0003  # for the company of one that comes later
+COMPANY_SECONDS = 0.0003  # after a beat: most of four processes on two cores have sent by then
+LATE_SECONDS = 0.0003  # for the company of the others
 ENOUGH = 7 / 8  # of those that came at the last beat: not all of many come at each
 MANY = 64  # connections: few that are expensive may be bad ones, and the others are not to wait for them
 LITTLE_BYTES = 4 << 10  # a connection that brought more is in a hurry, and its buffer may be full

@@ -25,7 +25,7 @@ from benchmarks.rivals import FORK, Rival
 from benchmarks.verify import verify
 
 FLOOD_LOOK_SECONDS = 0.005  # between two looks at the files
-PACED_LOOK_SECONDS = 0.0005
+PACED_LOOK_SECONDS = 0.00025  # a line is seen later than it came by half of that, and what the machine adds
 STALL_SECONDS = 3.0  # no line for so long after the workers have ended: the rest is lost
 PATIENCE_SECONDS = 10.0  # beyond its pace: then a server that was stopped or absent comes back, for those who wait
 LOAD_SECONDS = 120.0  # a load takes longer than that only when somebody is stuck
@@ -281,7 +281,6 @@ class _Watch:
         self._ends = 0
         self._paths = paths
         self._counted = [0] * len(paths)
-        self._looked = time.time_ns()  # before the last look
         self._quiet_since = time.monotonic()
 
     @property
@@ -290,21 +289,16 @@ class _Watch:
         return time.monotonic() - self._quiet_since
 
     def look(self) -> None:
-        """Note their sizes, and when they came to them."""
-        looked = time.time_ns()
+        """Note their sizes."""
         for path, steps in zip(self._paths, self.steps, strict=True):
             try:
-                now = path.stat()
+                size = path.stat().st_size
             except FileNotFoundError:
                 continue
-            if now.st_size > (steps[-1][0] if steps else 0):
-                # A file that is looked at has the moment of its last write to the microsecond (Linux 6.13, multigrain
-                # timestamps); an older kernel's stamp may be some ms early, but it grew after the last look.
-                grown = max(self._looked, min(now.st_mtime_ns, time.time_ns()))
-                self.last = max(self.last, grown)
+            if size > (steps[-1][0] if steps else 0):
+                self.last = time.time_ns()
                 self._quiet_since = time.monotonic()
-                steps.append((now.st_size, grown))
-        self._looked = looked
+                steps.append((size, self.last))
 
     def count(self) -> int:
         """Return how many records have come, by their ends."""
