@@ -728,6 +728,7 @@ class LiveFile:
             if self._size:
                 self._make_backup(now)
             else:
+                self.ledger.settle(self._inode, self._size)  # it announces a group there, and would miss the file
                 self.path.unlink()
                 self._adopt(self._open_path(), now)
         except (ConfigError, ValueError) as error:

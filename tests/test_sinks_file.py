@@ -670,6 +670,29 @@ async def test_a_disk_that_keeps_failing_makes_no_storm_of_backups(opened, path,
     assert len(seen) > 1
 
 
+async def test_a_kill_amid_the_replacement_of_an_empty_file_frightens_nobody(opened, tmp_path, warnings, monkeypatch):
+    """The ledger announced a group that the disk did not keep; who reads that must not miss a file that is gone."""
+    path, after = tmp_path / "logs/app.log", tmp_path / "after"
+    sink, group = await opened(path, durability="fsynced"), [deliver("a")]
+
+    def die():
+        shutil.copytree(path.parent, after)
+        raise OSError(errno.EIO, "killed")
+
+    failing(monkeypatch, "fdatasync", errno.EIO)
+    with pytest.raises(OSError):
+        await sink.write(group)
+    monkeypatch.setattr(sink._live, "_open_path", die)
+    with pytest.raises(OSError, match="killed"):
+        await sink.write(group)
+    assert not (after / path.name).exists()
+    del warnings[:]
+    again = await opened(after / path.name, durability="fsynced")
+    await again.write(group)
+    assert text_of(after / path.name) == "a\n"
+    assert warnings == []
+
+
 async def test_a_suspicious_file_that_cannot_be_replaced_takes_nothing(opened, path, monkeypatch):
     """Here a failed rotation does stop the writing: nothing may be acknowledged from such a file."""
     sink, group = await opened(durability="fsynced"), [deliver("a")]
