@@ -55,7 +55,7 @@ DAMAGES = {  # what is done, and how many records of a sink it destroys at most
     "zeros appended": (append_zeros, 0),
     "end zeroed": (zero_the_end, 6),  # the shortest line here has more than 200 bytes
     "garbage appended": (append_garbage, 0),
-    "a bit flipped": (flip_a_bit, 1),
+    "a bit flipped": (flip_a_bit, 2),  # in a record's head: who parses takes it for a line of the record before
 }
 
 
