@@ -425,7 +425,8 @@ class Files:
         """Return the texts of all records, the last perhaps torn."""
         texts = []
         for line in re.findall(rb"[^\n]*\n|[^\n]+", self.data()):
-            if line.startswith(b"\t| ") and texts and self.name == "errors.log":
+            further = line.startswith(b"\t| ") or b"\t| ".startswith(line)  # or torn amid what a further line begins with
+            if further and texts and self.name == "errors.log":
                 texts[-1] += line
             else:
                 texts.append(line)
