@@ -425,7 +425,7 @@ class Files:
         """Return the texts of all records, the last perhaps torn."""
         texts = []
         for line in re.findall(rb"[^\n]*\n|[^\n]+", self.data()):
-            further = line.startswith(b"\t| ") or b"\t| ".startswith(line)  # or torn amid what a further line begins with
+            further = line.startswith(b"\t| ") or b"\t| ".startswith(line)  # the last one may be torn amid that
             if further and texts and self.name == "errors.log":
                 texts[-1] += line
             else:
