@@ -13,10 +13,10 @@ def as_text(value: Any) -> str:
     """Return ``str(value)`` as a real ``str``, whatever the object does."""
     try:
         if isinstance(value, (bytes, bytearray, memoryview)):
-            return repr(bytes(value[:MAX_BYTES]))  # the text of a gigabyte would be made before it is cut
+            return repr(bytes(value[:MAX_BYTES]))
         text = str(value)
         return text if type(text) is str else str.__str__(text)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001 - str() runs foreign code
         return as_repr(value)
 
 

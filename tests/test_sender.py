@@ -36,14 +36,7 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.sender import (
-    COALESCE_BYTES,
-    LASTING_REFUSALS,
-    PATH_FAULTS,
-    UNDER_WAY_BATCHES,
-    Sender,
-    backoff,
-)
+from aiolog.sender import COALESCE_BYTES, LASTING_REFUSALS, PATH_FAULTS, UNDER_WAY_BATCHES, Sender, backoff
 
 SITE = ("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main")
 THREAD = (1, "MainThread")
