@@ -366,13 +366,16 @@ class Sender:
     def _work(self, deadline: float | None) -> None:
         """Connect again and again until the run is done. Raises OSError when there is no descriptor for a selector."""
         pauses = self._pauses()
+        beat = threading.Lock()
+        beat.acquire()
+        self._beat = beat
+        if not self._hurried:  # whoever has logged first, and so started this thread, is to be done before
+            beat.acquire(timeout=BEAT_SECONDS)
         wakers = socket.socketpair()
         try:
             for waker in wakers:
                 waker.settimeout(0)
             self._wakers = wakers
-            self._beat = threading.Lock()
-            self._beat.acquire()
             with selectors.DefaultSelector() as selector:
                 self._selector = selector
                 selector.register(self._wakers[0], selectors.EVENT_READ)

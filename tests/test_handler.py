@@ -591,6 +591,30 @@ def test_secrets_never_reach_the_backlog(server, tmp_path):
     assert server.records[2]["exc_text"] == "ValueError: pwd=[redacted]"
 
 
+def test_a_handler_that_is_made_has_done_nothing_yet(server, tmp_path):
+    """Its first log call was rehearsed: no thread, descriptor, file, count or connection is left, no text redacted."""
+
+    def held():
+        return threading.enumerate(), sorted(Path("/proc/self/fd").iterdir())
+
+    redacted = []
+    before = held()
+    handler = AiologHandler(*server.address, redact=redacted.append, spool_dir=tmp_path / "spool")
+    assert held() == before
+    assert redacted == server.peers == [*tmp_path.iterdir()] == []
+    assert handler.stats()["accepted"] == 0
+    assert handler._life[0] == 0
+
+
+def test_a_rehearsal_that_fails_is_nobodys_business(new_handler, monkeypatch):
+    """A handler is made all the same; what does not work then may when there is something to log."""
+    monkeypatch.setattr(socket, "gethostname", lambda: 1 // 0)
+    handler = new_handler()
+    monkeypatch.undo()
+    handler.handle(record("heard"))
+    assert handler.flushed(WAIT_SECONDS)
+
+
 def test_redaction_survives_pickle_and_may_begin_later(server, new_handler):
     """A copy redacts as well; a handler that is told so later does from then on."""
     handler = pickle.loads(pickle.dumps(new_handler(redact="default")))

@@ -401,6 +401,22 @@ def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
     assert numbers(server) == [0, 1, 2, 3]
 
 
+def test_who_begins_connects_a_beat_later(server, new_client, monkeypatch):
+    """The log call that started the thread is done by then; a flush does not wait so long, whenever it comes."""
+    monkeypatch.setattr(sender_module, "BEAT_SECONDS", 60.0)
+    client = new_client()
+    client.log(0)
+    until(lambda: client._beat is not None)
+    time.sleep(0.05)
+    assert not server.peers
+    assert client.flush(WAIT_SECONDS)
+    client = new_client(start=False)
+    client.log(1)
+    client._hurry()
+    client.start()
+    server.wait_for(lambda: numbers(server) == [0, 1])
+
+
 def test_a_flush_amid_steady_logging_ends_the_hurry(server, client):
     """It asks once all that was put before is sent, however much goes on being sent; then the beat is back."""
     server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
