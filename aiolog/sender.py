@@ -533,7 +533,8 @@ class Sender:
                 raise TimeoutError(f"no sign of life for {silent_seconds:.1f} s")
             asks_in = self._asks_in(link, now)
             if asks_in <= 0 and not link.outgoing:
-                self._hurried, link.hurried_at, link.asked_at = False, None, now
+                self._hurry_no_more(link)
+                link.asked_at = now
                 link.awaits, link.awaited_seq = True, backlog.next_seq - 1
                 link.outgoing = memoryview(backlog.heartbeat())
                 continue
@@ -614,12 +615,18 @@ class Sender:
             asks_at = min(asks_at, max(link.waits_since, link.asked_at) + heartbeat_seconds)
         if self._hurried and not self.backlog.has_unsent:
             if not self.backlog.awaits_ack:
-                self._hurried, link.hurried_at = False, None
+                self._hurry_no_more(link)
             else:
                 if link.hurried_at is None:
                     link.hurried_at = now
                 asks_at = min(asks_at, link.hurried_at + ASK_SECONDS)
         return asks_at - now
+
+    def _hurry_no_more(self, link: _Connection) -> None:
+        """End the hurry: all that was put before it is acked or asked for."""
+        self._hurried, link.hurried_at = False, None
+        if self.backlog.has_unsent:  # put meanwhile, perhaps by somebody who is in a hurry too
+            self._hurried = True
 
     def _gathers(self, link: _Connection) -> bool:
         """Whether a few records may wait for more."""

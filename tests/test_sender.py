@@ -384,6 +384,30 @@ def test_a_flush_waits_for_the_ack_that_it_asked_for(server, client, monkeypatch
     assert not flushing.is_alive()
 
 
+@pytest.mark.parametrize("moment", ["all is acked", "the server is asked"])
+def test_a_flush_that_begins_as_another_ends(server, client, monkeypatch, moment):
+    """Its record has come since the sender looked, and its hurry is not taken for the one that is over."""
+    client.endpoint.heartbeat_seconds = 60.0
+    server.on_batch = lambda peer, batch: FakeServer.keep(peer, batch) if batch.count else peer.ack()
+    client.log(0)
+    assert client.flush(WAIT_SECONDS)
+    until(lambda: client.asleep and not client._hurried)
+
+    def interrupt():
+        monkeypatch.undo()
+        client.log(1)
+        client._hurry()
+
+    if moment == "all is acked":
+        whether = Backlog.awaits_ack.fget
+        monkeypatch.setattr(Backlog, "awaits_ack", property(lambda backlog: interrupt() or whether(backlog)))
+    else:
+        asks_in = client._asks_in
+        monkeypatch.setattr(client, "_asks_in", lambda *given: [-1.0, asks_in(*given), interrupt()][0])
+    client._hurry()
+    until(lambda: client.backlog.records == 0 and client.backlog.acked == 2)
+
+
 def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
     """Nor does the end: what is waited for leaves at once."""
     monkeypatch.setattr(sender_module, "BEAT_SECONDS", 60.0)
