@@ -4,8 +4,8 @@ A command knows its arguments and who does the work. It imports what it needs wh
 and ``aiolog healthcheck`` load no event loop, no HTTP and no sinks. stdout carries data, stderr the rest, and nobody
 is shown a traceback for what can be mended.
 
-Exit codes: 0; 1, something was lost or left behind; 2, usage; 69, no server answers; 78, the configuration; 130,
-Ctrl-C. (69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h.)
+Exit codes: 0; 1, something was lost, or is to be changed; 2, usage; 69, no server answers or takes all; 78, the
+configuration; 130 or 143, a second Ctrl-C or SIGTERM. (69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h.)
 """
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it runs
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
-# Where a server listens, and where it is found then.
 STDERR = 2
 SEND_STALL_SECONDS = 5.0  # `aiolog send` waits so long for acks to go on before it drops anything
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -125,7 +124,7 @@ def serve(*, path: Path | None, host: str | None, port: int | None, directory: P
     """Run the server.
 
     SIGTERM and SIGINT drain it: what was received is written and acked first. A second one ends it at once. SIGHUP
-    reads the configuration anew.
+    reads the configuration anew. SIGUSR1 has it follow files that logrotate has renamed.
     """
     from aiolog import service
 
@@ -137,11 +136,19 @@ def serve(*, path: Path | None, host: str | None, port: int | None, directory: P
 
 
 @commands.command()
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of a configuration instead, for editors.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="[FILE]", required=False)
-def validate(path: Path | None) -> None:
+def validate(*, path: Path | None, schema: bool) -> None:
     """Check a configuration, with the environment as it is now."""
     from aiolog import service
 
+    if schema:
+        import json
+
+        from aiolog.config import json_schema
+
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
     config = _load(path)
     for name, sink in config.sinks.items():
         service.sink_of(name, sink, config.server, Path(), warn=click.echo)
@@ -163,7 +170,7 @@ def healthcheck(*, path: Path | None, host: str | None, port: int | None, timeou
     click.echo(f"{address} takes records; acked means {welcome.durability}")
 
 
-@commands.command()
+@commands.command(short_help="Send a record, or each line of stdin.")
 @address_options
 @click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
 @click.option("--logger", "name", default="aiolog.send", show_default=True, help="Name of the logger.")
@@ -205,7 +212,7 @@ def send(
         )
 
 
-@commands.command()
+@commands.command(short_help="Send what dead processes left in a spool.")
 @address_options
 @click.option("--timeout", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Seconds to wait.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False), metavar="DIR")
@@ -229,7 +236,7 @@ def recover(*, path: Path | None, host: str | None, port: int | None, timeout: f
     return EX_UNAVAILABLE if is_left else 0
 
 
-@commands.command()
+@commands.command(short_help="Begin new log files now.")
 @click.option("-c", "--config", "path", type=click.Path(path_type=Path), metavar="FILE", help="TOML, optional.")
 @click.argument("sinks", nargs=-1, metavar="[SINK]...")
 def rotate(*, path: Path | None, sinks: tuple[str, ...]) -> None:
@@ -244,7 +251,7 @@ def rotate(*, path: Path | None, sinks: tuple[str, ...]) -> None:
         click.echo(f"{name}: {', '.join(backups) or 'nothing to rotate'}")
 
 
-@commands.command()
+@commands.command(short_help="Show which loggers reach the server.")
 @click.option("--timeout", type=click.FloatRange(0.01), default=5.0, show_default=True, help="Seconds for one server.")
 @click.option("--http", "http_url", metavar="URL", help="The server's [http], for its clock. [default: its port 9022]")
 @click.argument("target", metavar="[MODULE_OR_SETTINGS]", required=False)
@@ -284,13 +291,14 @@ def doctor(*, timeout: float, http_url: str | None, target: str | None) -> int:
         click.echo(f"  clock: {answer.clock}")
         if answer.is_clock_wrong:
             findings.append(doctor.CLOCK)
-    click.echo("\nto change" if findings else "\nnothing to change")
+    nothing = "nothing to change in the loggers" if is_away else "nothing to change"
+    click.echo("\nto change" if findings else f"\n{nothing}")
     for finding in findings:
         click.echo(f"  {finding.what}.\n    {finding.change}.")
     return EX_UNAVAILABLE if is_away else int(bool(findings))
 
 
-@commands.command()
+@commands.command(short_help="Log from several processes, and count.")
 @address_options
 @click.option("--workers", type=click.IntRange(1, 1000), default=4, show_default=True, help="Processes that log.")
 @click.option(

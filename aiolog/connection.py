@@ -368,7 +368,10 @@ class Connection(asyncio.Protocol):
             )
             return
         if not self._hub.may_enter(hello.token):
-            self._refuse(Refusal.TOKEN, "the token is wrong. Give the handler the server's token")
+            self._refuse(
+                Refusal.TOKEN,
+                "the token is wrong. Give the handler the server's token, or a command AIOLOG_SERVER__TOKEN",
+            )
             return
         if len(hello.session) != SESSION_BYTES or not 0 <= hello.acked <= SEQ_MAX:
             raise ProtocolError("a HELLO carries an impossible session or acked")

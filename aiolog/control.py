@@ -28,7 +28,7 @@ def rotate(http_config: HttpConfig, token: str, sinks: Sequence[str]) -> dict[st
     Raises ConfigError when HTTP is off or a sink is none, RefusedError when nobody answers or a rotation failed.
     """
     if not http_config.enabled:
-        raise ConfigError("[http] is off, and it is how the server is asked. Turn it on, or send it SIGHUP")
+        raise ConfigError("[http] is off, and it is how the server is asked. Turn it on, and restart the server")
     host = UNSPECIFIED.get(http_config.host, http_config.host)
     connection = http.client.HTTPConnection(host, http_config.port, timeout=TIMEOUT_SECONDS)
     query = urlencode([("sink", name) for name in sinks])
@@ -44,6 +44,11 @@ def rotate(http_config: HttpConfig, token: str, sinks: Sequence[str]) -> dict[st
         ) from error
     finally:
         connection.close()
+    if response.status == http.client.FORBIDDEN:
+        raise RefusedError(
+            "the server's token is another, or missing here. Set AIOLOG_SERVER__TOKEN, or name its configuration with "
+            "--config"
+        )
     if response.status == http.client.NOT_FOUND:
         raise ConfigError(str(answer.get("error")))
     if response.status != http.client.OK:

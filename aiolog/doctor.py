@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from aiolog.errors import ConfigError
 from aiolog.handler import AiologHandler
-from aiolog.probe import Address, UnreachableError, greet
+from aiolog.probe import Address, RefusalError, UnreachableError, greet
 
 LOGGER = "aiolog.doctor"  # of the one record that is sent
 CLOCK_SECONDS = 1.0  # a difference that matters: lines of two machines stand in the wrong order
@@ -292,6 +292,8 @@ def consult(handler: AiologHandler, *, timeout_seconds: float, http_url: str | N
 def _greet(address: Address, timeout_seconds: float) -> str:
     try:
         return greet(address, timeout_seconds=timeout_seconds).durability
+    except RefusalError:
+        raise
     except UnreachableError as error:
         what = str(error).partition(". ")[0]  # what to do is another thing here than on a command line
         raise UnreachableError(f"{what}. {_HINT}") from error

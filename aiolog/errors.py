@@ -4,11 +4,13 @@
     ├── ProtocolError           the peer sent what the protocol does not allow
     └── ConfigError             the operator asked for what cannot be
 
-A message is for people: one sentence what, one sentence what to do.
+Who asks a server or reads a spool has kinds of its own, beside the functions that raise them. A message is for people:
+one sentence what, one sentence what to do.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -40,3 +42,12 @@ def reason(error: BaseException) -> str:
         # Numbers of getaddrinfo() are negative, and their texts are not strerror's.
         return os.strerror(error.errno) if error.errno > 0 else error.strerror or str(error)
     return (str(error) or repr(error)).rstrip(".")
+
+
+def listening_advice(error: OSError, other_port: str) -> str:
+    """Return what to do where nobody can listen; ``other_port`` says how another port is chosen."""
+    if error.errno == errno.EADDRINUSE:
+        return f"Stop what uses the port (`ss -ltnp` names it), or {other_port}"
+    if error.errno == errno.EACCES:
+        return f"Ports below 1024 are for root: {other_port}"
+    return "Give a name or an address of this machine as the host"

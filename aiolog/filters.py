@@ -110,7 +110,7 @@ def _compiled(node: ast.expr, text: str) -> _Evaluate:  # noqa: PLR0911 - a case
             return _entry(table, key)
         case ast.Call(func=ast.Attribute(value=of, attr=method), args=arguments, keywords=[]) if method in _METHODS:
             return _call(node, _compiled(of, text), method, [_compiled(one, text) for one in arguments], text)
-    raise _refuse(node, text, "is not part of the grammar; see config/aiolog.toml for what is")
+    raise _refuse(node, text, "is not part of the grammar: and, or, not, comparisons, in, startswith, endswith, lower")
 
 
 def _constant(value: Any) -> _Evaluate:

@@ -1,4 +1,4 @@
-r"""Wire records become text: a ``logging.Formatter`` template, JSON lines or logfmt, compiled to a function.
+r"""Wire records become text: a ``logging.Formatter`` template, a schema's JSON lines or logfmt, compiled to a function.
 
 This is the door to :mod:`aiolog.formats`: how to get a format, and what can be told from the bytes of one.
 """

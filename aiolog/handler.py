@@ -17,8 +17,9 @@ import logging
 import os
 import socket
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging.handlers import DEFAULT_TCP_LOGGING_PORT, SocketHandler
 from time import monotonic
 from typing import Any, TypeAlias
@@ -93,6 +94,8 @@ def _checked(**settings: Any) -> dict[str, Any]:
     if settings["redact"] is not None:
         from aiolog.redaction import compiled  # noqa: PLC0415 - only who redacts pays for it
 
+        if isinstance(settings["redact"], Iterator):  # it gives its patterns once, and each process asks
+            settings["redact"] = tuple(settings["redact"])
         compiled(settings["redact"])
     return settings
 
@@ -328,7 +331,11 @@ class AiologHandler(SocketHandler):
         if life[0]:
             self.forget()  # a fork that ran no hook
         generation = self._generation
-        fresh = self._new_life(pid)
+        encoder = next((one for one, _ in list(self._lives.values())), None)
+        if encoder is None:
+            encoder = self._new_encoder(pid)
+            encoder.redact_by(*self._redaction())
+        fresh = self._new_life(encoder)
         won = self._lives.setdefault((pid, generation), fresh)
         encoder, sender = won
         life = pid, encoder, sender.backlog, sender
@@ -347,12 +354,11 @@ class AiologHandler(SocketHandler):
             sender.stop(0)
         return life
 
-    def _new_life(self, pid: int) -> tuple[Encoder, Sender]:
-        encoder = next((one for one, _ in list(self._lives.values())), None) or self._new_encoder(pid)
+    def _new_life(self, encoder: Encoder) -> tuple[Encoder, Sender]:
         hello = Hello(
             version=VERSION,
             session=os.urandom(SESSION_BYTES),
-            pid=pid,
+            pid=encoder.pid,
             process_name=encoder.process_name,
             host=socket.gethostname(),
             app=self.app,
@@ -371,22 +377,19 @@ class AiologHandler(SocketHandler):
         settings, labels, the process's name, may change until there is a record.
         """
         with contextlib.suppress(Exception):  # the first record will tell
-            pid = os.getpid()
-            encoder, sender = self._new_life(pid)
-            encoder.redact_by(None)
+            encoder = self._new_encoder(os.getpid())
+            self._new_life(encoder)
             record = logging.LogRecord(__name__, logging.INFO, __file__, 0, "%s", ("rehearsal",), None)
             for _ in ("its definitions are new", "they are known"):
-                _packed((pid, encoder, sender.backlog, sender), record)
+                pack_record(encoder.encode(record))
 
     def _new_encoder(self, pid: int) -> Encoder:
-        encoder = Encoder(
+        return Encoder(
             pid=pid,
             process_name=logging.LogRecord("", 0, "", 0, "", None, None).processName,  # as in all of this process
             start_time=logging._startTime,  # type: ignore[attr-defined]  # noqa: SLF001 - relativeCreated's zero
             format_exception=self._format_exception,
         )
-        encoder.redact_by(*self._redaction())
-        return encoder
 
     def _redaction(self) -> tuple[Callable[[str], str] | None, Callable[[str], bool] | None]:
         if self.redact is None:
@@ -555,10 +558,13 @@ def _cover_exit(pid: int) -> None:
     not in a child of ``multiprocessing``, which leaves by ``os._exit``: its own finalizers run then, if they were
     registered in the child. Celery's children run neither, and uvicorn ends itself by the signal that it got.
     """
-    global _covered_pid  # noqa: PLW0603 - the state of the process
+    global _covered_pid, _exiting  # noqa: PLW0603 - the state of the process
     if _covered_pid == pid:
         return
     _covered_pid = pid
+    main = threading.main_thread()
+    if main is threading.current_thread() and not main.is_alive():
+        _exiting = True  # an exit hook logs, and of ours the first would come too late
     with contextlib.suppress(RuntimeError):  # atexit, when it is too late for that
         atexit.register(_flush_at_exit)
     multiprocessing = sys.modules.get("multiprocessing.util")

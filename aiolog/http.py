@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from aiolog import __version__
 from aiolog.control import ASKED_HEADER
-from aiolog.errors import ConfigError, reason
+from aiolog.errors import ConfigError, listening_advice, reason
 from aiolog.fanout import Lane, Rotates
 from aiolog.server import Server
 
@@ -92,8 +92,8 @@ class HttpServer:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {host}:{port} for HTTP ({reason(error)}). Stop what uses the port "
-                "(`ss -ltnp` names it), choose another for [http] port, or set [http] enabled = false"
+                f"cannot listen on {host}:{port} for HTTP ({reason(error)}). "
+                f"{listening_advice(error, 'choose another for [http] port')}, or set [http] enabled = false"
             ) from error
         address = self._runner.addresses[0]
         return address[0], address[1]

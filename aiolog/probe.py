@@ -32,6 +32,10 @@ class UnreachableError(AiologError):
     """No server that would take records answers at an address."""
 
 
+class RefusalError(UnreachableError):
+    """The server answers, and refuses: it says what to do."""
+
+
 class Address(NamedTuple):
     """Where a server listens, and the token that it asks for."""
 
@@ -89,7 +93,7 @@ def _converse(address: Address, until: float) -> Welcome:
                 raise ConnectionResetError("it closed the connection without a word")
             decoder.feed(data)
         if isinstance(message, Refuse):
-            raise UnreachableError(f"the server at {address} refuses: {message.text}")
+            raise RefusalError(f"the server at {address} refuses: {message.text}")
         if not isinstance(message, Welcome):
             raise ProtocolError(f"{type(message).__name__.upper()} came where WELCOME belongs")
         with contextlib.suppress(OSError):  # the answer is there; the rest is good manners

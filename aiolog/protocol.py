@@ -90,7 +90,7 @@ from aiolog.errors import ProtocolError
 
 VERSION = 1
 SESSION_BYTES = 16
-MAX_FRAME_BYTES = 1 << 20  # a batch of about 10,000 lines; rsyslog's limit for one message is 8 KiB by default
+MAX_FRAME_BYTES = 1 << 20  # sixteen batches, or one with a record of MAX_RECORD_BYTES
 MAX_HELLO_BYTES = 64 << 10  # before it has said who it is, a peer gets no more memory than this
 MAX_ANSWER_BYTES = 4 << 10  # from the server: the longest is a REFUSE of two sentences
 MAX_RECORD_BYTES = 512 << 10  # half a frame, so that a record always fits one with its neighbours' headers

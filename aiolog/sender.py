@@ -3,9 +3,9 @@
 Knows sockets, the protocol and the backlog; knows nothing of ``LogRecord``, and never calls into ``logging``:
 ``logging.config.dictConfig`` holds that module's lock while it closes handlers and waits for this thread.
 
-What application threads touch here are :meth:`Sender.put`, :meth:`Sender.flush` and :meth:`Sender.stop`. They take
-no lock: waiting is polling with short sleeps, because a lock could be held by the very thread that a signal handler
-interrupts, or by a thread that does not exist after a fork.
+What application threads touch here stands under "any thread". It takes no lock: waiting is polling with short sleeps,
+because a lock could be held by the very thread that a signal handler interrupts, or by a thread that does not exist
+after a fork.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ class Sender:
             if not insist and self.backlog.is_durable and self._lost_at is not None:
                 return False
             if now > deadline:
-                self._gave_up_at = self._progress_at
+                if timeout > 0:
+                    self._gave_up_at = self._progress_at
                 return False
             if (self._thread is None or not self._thread.is_alive()) and self._running.acquire(blocking=False):
                 self._serve(deadline)
@@ -369,8 +370,9 @@ class Sender:
         beat = threading.Lock()
         beat.acquire()
         self._beat = beat
-        if not self._hurried:  # whoever has logged first, and so started this thread, is to be done before
-            beat.acquire(timeout=BEAT_SECONDS)
+        # Whoever logs first has started this thread, and has still to encode the record: let it be done before.
+        while self.backlog.is_empty and not self._is_done(deadline):
+            self._sleep(seconds=None)
         wakers = socket.socketpair()
         try:
             for waker in wakers:

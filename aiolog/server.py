@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any
 
 from aiolog.connection import Connection, Counts, Intake, Limits, Session, created
-from aiolog.errors import ConfigError, reason
+from aiolog.errors import ConfigError, listening_advice, reason
 from aiolog.fanout import Delivery, Fanout
 from aiolog.protocol import ACK_HOLD_SECONDS, SESSION_BYTES, Hello
 from aiolog.reading import READS_TOGETHER, Reader
@@ -89,7 +89,7 @@ class Server:
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({reason(error)}). "
-                "Stop what uses the port (`ss -ltnp` names it), or choose another with --port"
+                f"{listening_advice(error, 'choose another with --port')}"
             ) from error
         self._listeners.append(listener)
         if unix_socket:

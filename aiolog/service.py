@@ -378,7 +378,7 @@ class Service:
         for lane in list(self._fanout.lanes.values()):
             if isinstance(lane.sink, Rotates):
                 await lane.sink.look()
-        say("aiolog: looked for files that were renamed, and went on in new ones\n")
+        say("aiolog: looked for files that were renamed; each goes on in a new one\n")
 
     # -- the end
 

@@ -54,7 +54,6 @@ class Collector:
         self._token = token
         self._changed = threading.Condition()
         self._records: list[dict[str, Any]] = []
-        self._labels: list[Mapping[str, str]] = []
         self._last_seqs: dict[bytes, int] = {}
         self._dropped = 0
         self._socks: set[socket.socket] = set()

@@ -606,6 +606,23 @@ def test_a_handler_that_is_made_has_done_nothing_yet(server, tmp_path):
     assert handler._life[0] == 0
 
 
+def test_a_rehearsal_asks_no_code_of_the_application(new_handler):
+    """Neither what is bound, which may be lazy, nor an iterable of patterns, which may give them once."""
+
+    class Lazy:
+        def __str__(self):
+            asked.append(self)
+            return "lazy"
+
+    asked = []
+
+    with context.bind(user=Lazy()):
+        handler = new_handler(redact=iter(["hunter2"]))
+    assert asked == []
+    handler.handle(record("hunter2"))
+    assert handler.flushed(WAIT_SECONDS)
+
+
 def test_a_rehearsal_that_fails_is_nobodys_business(new_handler, monkeypatch):
     """A handler is made all the same; what does not work then may when there is something to log."""
     monkeypatch.setattr(socket, "gethostname", lambda: 1 // 0)
@@ -613,6 +630,15 @@ def test_a_rehearsal_that_fails_is_nobodys_business(new_handler, monkeypatch):
     monkeypatch.undo()
     handler.handle(record("heard"))
     assert handler.flushed(WAIT_SECONDS)
+
+
+def test_patterns_that_can_be_asked_for_once(server, new_handler):
+    """A generator redacts as a list does, in this process and in a copy."""
+    handler = new_handler(redact=(pattern for pattern in ["hunter2"]))
+    for one in (handler, pickle.loads(pickle.dumps(handler))):
+        one.handle(record("hunter2"))
+        assert one.flushed(WAIT_SECONDS)
+    assert server.texts == ["[redacted]"] * 2
 
 
 def test_redaction_survives_pickle_and_may_begin_later(server, new_handler):

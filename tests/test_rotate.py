@@ -95,7 +95,7 @@ def test_a_signal_reopens(tmp_path):
     with serve(tmp_path, CONFIG) as server:
         (tmp_path / "logs/app.log").rename(tmp_path / "logs/moved")
         server.send(signal.SIGUSR1)
-        server.expect("went on in new ones")
+        server.expect("each goes on in a new one")
         assert (tmp_path / "logs/app.log").exists()
         assert server.stop() == 0
 

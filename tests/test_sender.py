@@ -425,20 +425,28 @@ def test_a_flush_waits_for_no_beat(server, client, monkeypatch):
     assert numbers(server) == [0, 1, 2, 3]
 
 
-def test_who_begins_connects_a_beat_later(server, new_client, monkeypatch):
-    """The log call that started the thread is done by then; a flush does not wait so long, whenever it comes."""
-    monkeypatch.setattr(sender_module, "BEAT_SECONDS", 60.0)
+def test_who_begins_does_nothing_before_there_is_a_record(server, new_client):
+    """The log call that started the thread is to be done first. Then it connects at once, and needs no flush for it."""
     client = new_client()
+    until(lambda: client.asleep)
+    assert (client._wakers, server.peers) == (None, [])
     client.log(0)
-    until(lambda: client._beat is not None)
-    time.sleep(0.05)
-    assert not server.peers
-    assert client.flush(WAIT_SECONDS)
+    server.wait_for(lambda: numbers(server) == [0])
+    another = new_client()
+    until(lambda: another.asleep)
+    assert another.stop(SOON_SECONDS)
+    assert not another._thread.is_alive()
+    assert len(server.peers) == 1
+
+
+def test_who_looks_once_whether_all_is_acked_has_not_given_up(server, new_client):
+    """At the end of a process it is waited for, as for any sender: ``reconfigure()`` has only looked."""
     client = new_client(start=False)
-    client.log(1)
-    client._hurry()
+    client.log(0)
+    assert not client.stop(0)
     client.start()
-    server.wait_for(lambda: numbers(server) == [0, 1])
+    assert client.flush(WAIT_SECONDS, insist=False)
+    assert numbers(server) == [0]
 
 
 def test_a_flush_amid_steady_logging_ends_the_hurry(server, client):

@@ -69,6 +69,8 @@ _STYLES: dict[str, tuple[Callable[[str], Iterator[Piece]], str]] = {
     "$": (_dollar_pieces, "$message"),
 }
 
+_EXAMPLES = {"%": "%(message)s", "{": "{message}", "$": "$message or ${message}"}
+
 # A record with every attribute in its usual type, to try a template on.
 _SAMPLE = {
     **logging.LogRecord("", 0, "", 0, "", None, None).__dict__,
@@ -91,7 +93,8 @@ def parse(template: str, style: str, datefmt: str | None, defaults: Mapping[str,
                     piece.render(sample)
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
         raise ConfigError(
-            f"The template {template!r} (style {style!r}, datefmt {datefmt!r}) cannot be used: {error}."
+            f"The template {template!r} (style {style!r}, datefmt {datefmt!r}) cannot be used: {error}. "
+            f"Fields are written as {_EXAMPLES.get(style, _EXAMPLES['%'])}."
         ) from None
     return pieces
 
