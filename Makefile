@@ -7,7 +7,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "make run     a server and four processes that log to it, until Ctrl-C"
-	@echo "make test    all tests, with workers on every Python from 3.11 on that is found"
+	@echo "make test    the tests, with workers on every Python from 3.11 on that is found"
 	@echo "make long    the tests that take minutes, alone"
 	@echo "make faults  what must hold when servers, workers, networks and disks fail; some minutes"
 	@echo "make faults-root   the same, where making them fail takes root"

@@ -12,9 +12,10 @@ configuration; 130 or 143, a second Ctrl-C or SIGTERM. (69 and 78 are EX_UNAVAIL
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 STDERR = 2
 SEND_STALL_SECONDS = 5.0  # `aiolog send` waits so long for acks to go on before it drops anything
+MAX_SECONDS = 86_400.0  # of a --timeout: a day, and sockets take no more than some years
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 Command = Callable[..., Any]
@@ -79,6 +81,20 @@ def commands() -> None:
     """One log server for all processes of a Python service."""
 
 
+class Number(click.FloatRange):
+    """A number within bounds: NaN passes every comparison, and nothing can be done so many times or so long."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number. Raises BadParameter, as click's own do."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number to count with. Use one such as 5.", param, ctx)
+        return number
+
+
+SECONDS = Number(0.01, MAX_SECONDS)
+
+
 def address_options(command: Command) -> Command:
     """Add --config, --host and --port: each names the server more closely than the one before."""
     options = (
@@ -95,7 +111,11 @@ def _load(path: Path | None, **flags: object) -> Config:
     """Read the settings; a flag ``server_port`` is the key ``port`` of ``[server]``, and None was not given."""
     from aiolog.config import load
 
-    return load(path, os.environ, {name.replace("_", ".", 1): value for name, value in flags.items()})
+    return load(path, os.environ, _overrides(flags))
+
+
+def _overrides(flags: Mapping[str, object]) -> dict[str, object]:
+    return {name.replace("_", ".", 1): value for name, value in flags.items()}
 
 
 def _address(path: Path | None, host: str | None, port: int | None) -> Address:
@@ -126,13 +146,20 @@ def serve(*, path: Path | None, host: str | None, port: int | None, directory: P
     SIGTERM and SIGINT drain it: what was received is written and acked first. A second one ends it at once. SIGHUP
     reads the configuration anew. SIGUSR1 has it follow files that logrotate has renamed.
     """
+    from aiolog import config as settings
     from aiolog import service
 
+    directory = directory.absolute()
+    flags = _overrides({"server_host": host, "server_port": port})
+    again = False
+
     def load() -> Config:
-        config = _load(path, server_host=host, server_port=port)
+        nonlocal again
+        config = settings.load(path, os.environ, flags, check=service.format_of, directory=directory, again=again)
+        again = True
         return config if stdout is None else service.with_stdout(config, wanted=stdout)
 
-    return service.serve(load, directory.absolute())
+    return service.serve(load, directory)
 
 
 @commands.command()
@@ -140,16 +167,15 @@ def serve(*, path: Path | None, host: str | None, port: int | None, directory: P
 @click.argument("path", type=click.Path(path_type=Path), metavar="[FILE]", required=False)
 def validate(*, path: Path | None, schema: bool) -> None:
     """Check a configuration, with the environment as it is now."""
+    from aiolog import config as settings
     from aiolog import service
 
     if schema:
         import json
 
-        from aiolog.config import json_schema
-
-        click.echo(json.dumps(json_schema(), indent=2))
+        click.echo(json.dumps(settings.json_schema(), indent=2))
         return
-    config = _load(path)
+    config = settings.load(path, os.environ, {}, check=service.format_of, directory=Path())
     for name, sink in config.sinks.items():
         service.sink_of(name, sink, config.server, Path(), warn=click.echo)
     click.echo(f"{path or 'the default configuration'} is right: sinks {', '.join(config.sinks)}")
@@ -160,7 +186,7 @@ def validate(*, path: Path | None, schema: bool) -> None:
 
 @commands.command()
 @address_options
-@click.option("--timeout", type=click.FloatRange(0.01), default=5.0, show_default=True, help="Seconds for all of it.")
+@click.option("--timeout", type=SECONDS, default=5.0, show_default=True, help="Seconds for all of it.")
 def healthcheck(*, path: Path | None, host: str | None, port: int | None, timeout: float) -> None:
     """Ask the server whether it takes records, over their own port."""
     from aiolog.probe import greet
@@ -214,7 +240,7 @@ def send(
 
 @commands.command(short_help="Send what dead processes left in a spool.")
 @address_options
-@click.option("--timeout", type=click.FloatRange(0.01), default=10.0, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", type=SECONDS, default=10.0, show_default=True, help="Seconds to wait.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False), metavar="DIR")
 def recover(*, path: Path | None, host: str | None, port: int | None, timeout: float, directory: str) -> int:
     """Send what processes left in the spool directory DIR when they died, each under its own session.
@@ -252,7 +278,7 @@ def rotate(*, path: Path | None, sinks: tuple[str, ...]) -> None:
 
 
 @commands.command(short_help="Show which loggers reach the server.")
-@click.option("--timeout", type=click.FloatRange(0.01), default=5.0, show_default=True, help="Seconds for one server.")
+@click.option("--timeout", type=SECONDS, default=5.0, show_default=True, help="Seconds for one server.")
 @click.option("--http", "http_url", metavar="URL", help="The server's [http], for its clock. [default: its port 9022]")
 @click.argument("target", metavar="[MODULE_OR_SETTINGS]", required=False)
 def doctor(*, timeout: float, http_url: str | None, target: str | None) -> int:
@@ -303,7 +329,7 @@ def doctor(*, timeout: float, http_url: str | None, target: str | None) -> int:
 @click.option("--workers", type=click.IntRange(1, 1000), default=4, show_default=True, help="Processes that log.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=10,
     show_default=True,
     help="Records a second of each process; 0: as fast as can be.",

@@ -17,13 +17,15 @@ import difflib
 import json
 import logging
 import math
-import os.path
+import os
 import re
 import reprlib
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -34,6 +36,9 @@ from aiolog.routing import PathTemplate
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY_SECONDS = 86_400
+
+MAX_FILE_BYTES = 1 * MIB  # of a configuration or a token: a thousand sinks with all their keys; /dev/zero has no end
+READ_BYTES = 64 * KIB  # at a time: a pipe gives no more
 
 # -------------------------------------------------------------------------------------------------- the types
 
@@ -365,21 +370,35 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 # -------------------------------------------------------------------------------------------- what is for all
 
 
-def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, object],
+    *,
+    check: Callable[[SinkConfig], object] | None = None,
+    directory: Path | None = None,
+    again: bool = False,
+) -> Config:
     """Read the file at ``path`` (None: there is none) and the token file, and return the settings.
 
     After it, ``server.token`` is the token wherever it came from. A relative ``token_file`` is relative to the
-    working directory. ``environ`` and ``overrides`` are as for :func:`parse`.
+    working directory. ``environ``, ``overrides`` and ``check`` are as for :func:`parse`. Where relative paths of sinks
+    begin is ``directory``; with it, links are followed to find two sinks with one file. ``again`` reads regular files
+    only: a pipe was emptied by the first time, and would keep a server waiting.
 
-    Raises :class:`ConfigError` as :func:`parse` does, and when a file is missing, cannot be read or is not UTF-8,
-    or when the token file is empty.
+    Raises :class:`ConfigError` as :func:`parse` does, and when a file is missing, cannot be read, is not UTF-8 or is
+    larger than :data:`MAX_FILE_BYTES`, or when the token file is empty.
     """
-    text = "" if path is None else _read(path, "Check the path, or leave it out to run with the defaults.")
-    config = parse(text, environ=environ, overrides=overrides, origin=str(path or "the defaults"))
+    what_to_do = "Check the path, or leave it out to run with the defaults."
+    text = "" if path is None else _read(path, what_to_do, again=again)
+    origin = str(path or "the defaults")
+    config = parse(text, environ=environ, overrides=overrides, origin=origin, check=check)
+    if directory is not None:
+        _refuse_links_to_one_file(config, directory, origin)
     token_file = config.server.token_file
     if not token_file:
         return config
-    token = _read(Path(token_file), "Write the token there, or change [server] token_file.").strip()
+    token = _read(Path(token_file), "Write the token there, or change [server] token_file.", again=again).strip()
     if not token:
         # A server that asked for no token because a secret is not mounted yet would let everybody in.
         raise ConfigError(f"{token_file}: the token file is empty. Write the token into it, or remove token_file.")
@@ -392,13 +411,15 @@ def parse(
     environ: Mapping[str, str] = {},
     overrides: Mapping[str, object] = {},
     origin: str = "aiolog.toml",
+    check: Callable[[SinkConfig], object] | None = None,
 ) -> Config:
     """Return the settings that TOML ``text``, the environment and the command line together ask for.
 
     ``overrides`` are flags under dotted names (``"server.port"``); a value of None was not given. A value from
     ``environ`` is read as TOML where that fits its key, else as plain text. A size is a whole number of bytes, or
     text with a unit in either case: k, M, G and KiB, MiB, GiB are powers of 1024, kB, MB, GB powers of 1000.
-    ``origin`` names the text in messages. It reads no file: ``token_file`` is for :func:`load`.
+    ``origin`` names the text in messages. It reads no file: ``token_file`` is for :func:`load`. ``check`` raises
+    :class:`ConfigError` for a sink whose template, filter or keys are none; who said them is put before it.
 
     Raises :class:`ConfigError`, and nothing else whatever the text is: what is wrong, who said it, what to do.
     """
@@ -423,7 +444,11 @@ def parse(
             if section[0] == "sinks"
         },
     )
+    _refuse_hosts(config, tables)
     _refuse_contradictions(config, tables)
+    if check is not None:
+        for name, sink in config.sinks.items():
+            _check_sink(("sinks", name), sink, tables, check)
     return config
 
 
@@ -481,6 +506,10 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _SIZE = re.compile(r"(\d+)\s*(b|[kmg](?:ib|b)?)?", re.ASCII | re.IGNORECASE)
 _UNITS = {"k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
+# Sizes and durations to show, of which the first that a key allows is taken.
+_EXAMPLE_BYTES = (2 * MIB, 128 * MIB)
+_EXAMPLE_SECONDS = ((3600.0, '3600 or "1 h"'), (0.2, '0.2 or "200 ms"'))
+
 _UNITS_OF_TIME = {"", "S", "M", "H", "D"}
 _DURATIONS = {"max_age", "reorder_window"}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII)
@@ -503,7 +532,8 @@ _FORMATS_OF = {
     **dict.fromkeys(("fields", "rename"), ("json", "logfmt", "ecs", "otel")),
     "flatten_extras": ("json", "ecs"),  # logfmt has no other way, OpenTelemetry no place for them
 }
-_DEFAULTS = {key: getattr(_SinkConfig(), key) for key in _FORMATS_OF}
+_CHECKED = (*_FORMATS_OF, "filter")  # what parse() has checked by others
+_DEFAULTS = {key: getattr(_SinkConfig(), key) for key in _CHECKED}
 
 
 def _document(text: str, origin: str) -> dict[str, Any]:
@@ -586,6 +616,10 @@ def _sink_type(section: _Section, tables: _Tables, origin: str) -> type[FileSink
     if "type" in table and _value(section, "type", table["type"], Literal["file", "stdout"]) == "stdout":
         return StdoutSinkConfig
     if "path" not in table:
+        known = {"type", *FileSinkConfig.__struct_fields__}
+        for key, setting in table.items():
+            if key not in known and (hint := _did_you_mean(key, ("path", "type"))):
+                raise ConfigError(f"{setting.origin}: {_header(section)} has no key {_name(key)}. {hint}")
         said_by = next(iter(table.values())).origin if table else origin
         # Said from outside the file, this is rather a wrong name than a new sink.
         others = [other[-1] for other in tables if other[0] == "sinks" and other != section]
@@ -644,6 +678,37 @@ def _canonical(key: str, value: object) -> object:
     return value
 
 
+def _refuse_hosts(config: Config, tables: _Tables) -> None:
+    """Raise for a host that nobody can ask the system for: ``socket`` encodes it so, and raises UnicodeError."""
+    for name, host in (("server", config.server.host), ("http", config.http.host)):
+        try:
+            host.encode("idna")
+        except UnicodeError:  # "..", a label of more than 63 letters, bytes that are no text
+            text = (
+                f'[{name}] host cannot be {_show(host)}. Use an address or a name such as "127.0.0.1" or "localhost".'
+            )
+            raise _contradiction(tables, text, ((name,), "host")) from None
+
+
+def _check_sink(section: _Section, sink: SinkConfig, tables: _Tables, check: Callable[[SinkConfig], object]) -> None:
+    """Have a sink checked; who said what is wrong with it is found by what would be right at its default."""
+    try:
+        check(sink)
+    except ConfigError as error:
+        said = [key for key in _CHECKED if key in tables[section]]
+        wrong = [key for key in said if _is_right(structs.replace(sink, **{key: _DEFAULTS[key]}), check)]
+        keys = [(section, key) for key in wrong or said or tables[section]]
+        raise _contradiction(tables, f"{_header(section)} {error}", *keys) from None
+
+
+def _is_right(sink: SinkConfig, check: Callable[[SinkConfig], object]) -> bool:
+    try:
+        check(sink)
+    except ConfigError:
+        return False
+    return True
+
+
 def _refuse_contradictions(config: Config, tables: _Tables) -> None:
     """Raise for settings that are right alone and wrong together."""
     server, http = config.server, config.http
@@ -670,11 +735,40 @@ def _refuse_contradictions(config: Config, tables: _Tables) -> None:
         except ConfigError as error:
             raise _contradiction(tables, f"{_header(section)} {error}", (section, "path")) from None
         for other, template in list(templates.items())[:-1]:
-            if template.may_meet(templates[section]):
-                both_have = "both have path =" if template.text == templates[section].text else "may both write"
-                text = f"{both_have} {_show(sink.path)}. Give each a file of its own."
-                text = f"{_header(other)} and {_header(section)} {text}"
+            if text := _conflict(other, template, section, templates[section], sink.path):
                 raise _contradiction(tables, text, (other, "path"), (section, "path"))
+
+
+def _conflict(one: _Section, template: PathTemplate, other: _Section, other_template: PathTemplate, path: str) -> str:
+    """Say what is wrong with two sinks that would write one file, or what keeps the other's; "" for nothing."""
+    both = f"{_header(one)} and {_header(other)}"
+    if template.may_meet(other_template):
+        both_have = "both have path =" if template.text == other_template.text else "may both write"
+        return f"{both} {both_have} {_show(path)}. Give each a file of its own."
+    for first, second, ours, theirs in (
+        (one, other, template, other_template),
+        (other, one, other_template, template),
+    ):
+        if ours.may_spoil(theirs):
+            return (
+                f"{_header(second)} path = {_show(theirs.text)} may be the name of a backup, a ledger or a torn line "
+                f"of {_header(first)}, whose path is {_show(ours.text)}. Choose another name for one of them."
+            )
+    return ""
+
+
+def _refuse_links_to_one_file(config: Config, directory: Path, origin: str) -> None:
+    """Raise for two sinks with one file, or with what keeps it, where their directories are links to one."""
+    templates: dict[str, PathTemplate] = {}
+    for name, sink in config.sinks.items():
+        if isinstance(sink, StdoutSinkConfig):
+            continue
+        templates[name] = template = PathTemplate(os.path.normpath(sink.path))
+        with suppress(OSError, ValueError):  # a loop of links; who opens it says so
+            template.root = PurePath(os.path.realpath(directory / template.root))
+        for other in [*templates][:-1]:
+            if text := _conflict(("sinks", other), templates[other], ("sinks", name), template, sink.path):
+                raise ConfigError(f"{origin}: {text}")
 
 
 def _contradiction(tables: _Tables, text: str, *settings: tuple[_Section, str]) -> ConfigError:
@@ -700,16 +794,42 @@ def _contradictions_of(sink: SinkConfig) -> Iterator[tuple[str, ...]]:
             yield 'has an at_time, a moment of a day. Set when = "midnight", or remove at_time.', "at_time", "when"
 
 
-def _read(path: Path, what_to_do: str) -> str:
+def _read(path: Path, what_to_do: str, *, again: bool) -> str:
     try:
         # Editors on Windows begin a file with a byte order mark, which TOML does not know.
-        return path.read_text(encoding="utf-8-sig")
+        text = _read_bytes(path, again=again).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file. {what_to_do}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(f"{path}: it cannot be read ({reason(error)}). {what_to_do}") from None
+
+
+def _read_bytes(path: Path, *, again: bool) -> bytes:
+    """Read a file up to its bound; with ``again``, nothing that could keep us waiting, or has been read before.
+
+    Raises OSError, ValueError, or ConfigError for what is refused.
+    """
+    # Of a pipe, to open it alone waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if again else 0))
+    try:
+        if again and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError(
+                f"{path}: it is a pipe, a device or a directory, and only a regular file is read again. "
+                "Put its content into a file, and restart the server with that."
+            )
+        data = bytearray()
+        while block := os.read(descriptor, READ_BYTES):
+            data += block
+            if len(data) > MAX_FILE_BYTES:
+                raise ConfigError(
+                    f"{path}: it is larger than {_show_size(MAX_FILE_BYTES)}. Check that it is the right file."
+                )
+        return bytes(data)
+    finally:
+        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------- from settings to words
@@ -780,11 +900,13 @@ def _expected(key: str, kind: inspect.Type) -> str:
         case inspect.BoolType():
             text = "true or false"
         case inspect.IntType(ge=low, le=high) if key.endswith("_bytes") and low is not None and high is not None:
-            text = f'a size such as 2097152 or "2 MiB", from {_show_size(low)} to {_show_size(high)}'
+            example = next((size for size in _EXAMPLE_BYTES if low <= size <= high), low)
+            text = f'a size such as {example} or "{_show_size(example)}", from {_show_size(low)} to {_show_size(high)}'
         case inspect.IntType(ge=low, le=high):
             text = f"a whole number from {low} to {high}"
         case inspect.FloatType(ge=low, le=high) if key in _DURATIONS:
-            text = f'a duration such as 3600 or "1 h", from {low} to {high} seconds'
+            allowed = [said for seconds, said in _EXAMPLE_SECONDS if (low or 0) <= seconds <= (high or math.inf)]
+            text = f"a duration such as {allowed[0]}, from {low} to {high} seconds"
         case inspect.FloatType(ge=low, le=high):
             text = f"a number of seconds from {low} to {high}"
         case inspect.VarTupleType():

@@ -122,6 +122,7 @@ class Hub(Protocol):
     durability: str
     draining: bool
     held_bytes: int  # received and not yet delivered, over all connections
+    delivering_bytes: int  # of those, what the sinks have
     room: Room  # for what all processes say of themselves
 
     def joined(self, connection: Connection) -> bool:
@@ -170,7 +171,8 @@ class Connection(asyncio.Protocol):
         self._peer = "?"
         self._delivering = 0  # the bytes of what is under way
         self._delivering_batches = 0
-        self._delivering_since = 0.0
+        self._delivering_since = 0.0  # or waiting
+        self.waits = False  # with a frame, while the sinks have too much of others
         self._paused = False
         self._held_bytes = 0
         self._heard_at = self._frame_since = loop.time()
@@ -254,7 +256,7 @@ class Connection(asyncio.Protocol):
             if now - self._unread_since > limits.frame_timeout_seconds:
                 self._complain("reads none of its acks")
                 self.abort()
-        elif self._delivering:
+        elif self._delivering or self.waits:
             if now - self._delivering_since > limits.heartbeat_seconds:
                 self._delivering_since = now
                 self._send(Busy())
@@ -273,9 +275,12 @@ class Connection(asyncio.Protocol):
 
     def read_on(self) -> None:
         """Read again, if nothing speaks against it any more."""
-        if self._paused and not self._delivering:
+        if (self._paused or self.waits) and not self._delivering:
             self._frame_since = self._heard_at = self._loop.time()  # the silence was ours
-            self._pace()
+            if self.waits:
+                self._advance()
+            else:
+                self._pace()
 
     def part(self) -> None:
         """Finish the batch under way, ack it, and close when the client has."""
@@ -306,10 +311,17 @@ class Connection(asyncio.Protocol):
     # -- frames
 
     def _advance(self) -> None:
-        """Act on the frames that have come, until one is being delivered."""
+        """Act on the frames that have come, until one is being delivered, or has to wait for others."""
+        waited, self.waits = self.waits, False
         try:
             # Never for a connection that is lost: its session may be continued already, from what was acked.
             while not (self._delivering or self._lost or self._successor) and self._parting_since is None:
+                # Or processes that come, send and go would fill the memory behind a stuck sink, a batch each.
+                if self._hub.delivering_bytes > self._hub.limits.max_inflight_bytes and self._may_wait():
+                    self.waits = True
+                    if not waited:
+                        self._delivering_since = self._loop.time()
+                    break
                 message = self._decoder.next()
                 if message is None:
                     break
@@ -317,12 +329,15 @@ class Connection(asyncio.Protocol):
                 self._act(message)
         except ProtocolError as error:
             self._refuse(error.code or Refusal.PROTOCOL, str(error))
-        if self._ended and not self._delivering:
+        if self._ended and not (self._delivering or self.waits):
             self.part()
         buffered_bytes = 0 if self._lost else self._decoder.buffered_bytes
         self._hold(self._delivering + buffered_bytes)
         if buffered_bytes or self._paused or self._hub.held_bytes > self._hub.limits.max_inflight_bytes:
             self._pace()
+
+    def _may_wait(self) -> bool:
+        return self._session is not None and self._decoder.has_frame()
 
     def _hold(self, held_bytes: int) -> None:
         self._hub.held_bytes += held_bytes - self._held_bytes
@@ -491,6 +506,7 @@ class Connection(asyncio.Protocol):
         counts.records += len(records)
         counts.received_bytes += size_bytes
         self._delivering = size_bytes
+        self._hub.delivering_bytes += size_bytes
         self._delivering_since = self._heard_at
         self._hub.fanout.deliver(
             Delivery(
@@ -530,6 +546,7 @@ class Connection(asyncio.Protocol):
         """Ack a batch that every ``block`` sink has committed, and go on."""
         self._unacked_bytes += self._delivering + RECORD_OVERHEAD_BYTES * (last_seq - session.last_seq)
         self._unacked_batches += self._delivering_batches
+        self._hub.delivering_bytes -= self._delivering
         self._delivering = 0
         session.last_seq = last_seq
         crash.point("before_ack")

@@ -21,6 +21,7 @@ from aiolog.report import Report
 from aiolog.source import Source
 
 RETRY_SECONDS = 0.1  # the first pause after a write that failed: a full disk is often cleared by hand
+STUCK_SECONDS = 10.0  # a write that takes longer is one that fails; a slow disk syncs in less
 MAX_RETRY_SECONDS = 1.0  # the longest: within it everything goes on when there is room again
 
 
@@ -182,11 +183,9 @@ class Lane:
     def __init__(self, sink: Sink, *, when_full: str, buffer_bytes: int, report: Report) -> None:
         self.sink = sink
         self.blocks = when_full == "block"
-        self.failing = False
-        self.written_records = 0
+        self._fails = False
         self.dropped_records = 0
         self.untold: dict[bytes, Missed] = {}  # what was dropped and not yet said, by session
-        self.failures = 0
         self._buffer_bytes = buffer_bytes
         self._report = report
         self._queue: list[Delivery] = []
@@ -197,6 +196,7 @@ class Lane:
         self._group: Sequence[Delivery] = ()  # what is being written
         self._writing: Sequence[Delivery] = ()  # what is committed when that is written
         self._write: Commit | asyncio.Future[None] | None = None
+        self._began_at = 0.0  # when that began
         self._pause_seconds = RETRY_SECONDS
         self._rest = asyncio.Event()  # nothing waits and nothing is being written
         self._rest.set()
@@ -240,6 +240,13 @@ class Lane:
         missed.records += len(delivery.records)
         missed.until = delivery.records[-1]
 
+    @property
+    def failing(self) -> bool:
+        """Whether writes fail, or one does not end."""
+        if self._fails or self._write is None or self._loop is None:
+            return self._fails
+        return self._loop.time() - self._began_at > STUCK_SECONDS
+
     def hurry(self) -> None:
         """Hold nothing back any more: the end has come."""
 
@@ -280,6 +287,8 @@ class Lane:
 
     def _try(self) -> None:
         self._call = None
+        if self._loop is not None:
+            self._began_at = self._loop.time()
         try:
             write = self.sink.write(self._group)
         except Exception as error:  # noqa: BLE001 - as for what it returns
@@ -306,19 +315,17 @@ class Lane:
             return  # it was closed
         self._write = None
         if error is not None:  # whatever it is, the group is not written, and must not be lost
-            self.failing = True
-            self.failures += 1
+            self._fails = True
             self._report(f"write {self.sink.name}", f"sink {self.sink.name} cannot write: {_trouble(error)}")
             self._call = self._loop.call_later(self._pause_seconds, self._try)
             self._pause_seconds = min(self._pause_seconds * 2, MAX_RETRY_SECONDS)
             return
         self._pause_seconds = RETRY_SECONDS
-        if self.failing:
-            self.failing = False
+        if self._fails:
+            self._fails = False
             self._report(f"recovered {self.sink.name}", f"sink {self.sink.name} writes again")
         writing, self._group, self._writing = self._writing, (), ()
         for delivery in writing:
-            self.written_records += len(delivery.records)
             if self.blocks:
                 self._tell(delivery)
         self._go_on()
@@ -341,7 +348,7 @@ class Lane:
 
 def _trouble(error: BaseException) -> str:
     """Say what is wrong and what to do; clients keep their records meanwhile."""
-    if isinstance(error, OSError):
+    if isinstance(error, (OSError, ConfigError)):
         what, todo = reason(error), "Make room, or mend the permissions"
     else:
         what, todo = repr(error), "This is a fault of aiolog: please report it"
@@ -354,6 +361,7 @@ class Fanout:
     def __init__(self) -> None:
         self.lanes: dict[str, Lane] = {}
         self._held: list[Delivery] | None = None  # what comes while lanes are being replaced
+        self._replaced: dict[str, Lane] = {}  # these, meanwhile
 
     async def open(self, lanes: Mapping[str, Lane]) -> None:
         """Open lanes and add them. Raises ConfigError when a sink cannot be opened; then none of these stays open."""
@@ -386,9 +394,9 @@ class Fanout:
             are_in_threads &= lane.settle()
         return are_in_threads
 
-    def marks(self, session: bytes) -> dict[str, int | None]:
-        """Return what the sink of each ``block`` lane remembers of a session: its last seq, or None without one."""
-        return {name: lane.sink.mark(session) for name, lane in self.lanes.items() if lane.blocks}
+    def blocking(self) -> list[Lane]:
+        """Return all ``block`` lanes, also those that are being replaced: what these lack is not delivered."""
+        return [lane for lane in (*self._replaced.values(), *self.lanes.values()) if lane.blocks]
 
     def forget(self, session: bytes) -> None:
         """Tell every sink that a session is complete."""
@@ -406,7 +414,7 @@ class Fanout:
         self._held = []
         left: dict[str, tuple[bool, list[Delivery]]] = {}
         for name in [name for name in self.lanes if name not in kept]:
-            old = self.lanes.pop(name)
+            old = self._replaced[name] = self.lanes.pop(name)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(old.drain(), timeout_seconds)
             left[name] = old.blocks, await old.close()
@@ -423,6 +431,7 @@ class Fanout:
         for name, (blocked, deliveries) in left.items():
             for delivery in deliveries:
                 self._hand_over(delivery, self.lanes.get(name), was_awaited=blocked)
+        self._replaced.clear()
         held, self._held = self._held or [], None
         for delivery in held:
             self.deliver(delivery)

@@ -17,9 +17,13 @@ server's token, if there is one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Collection, Iterator
+from typing import cast
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -32,6 +36,10 @@ from aiolog.fanout import Lane, Rotates
 from aiolog.server import Server
 
 CLOSE_SECONDS = 0.5  # for an answer under way at the end; what scrapes comes again
+# Of all clients: probes, two Prometheus, people. Few enough to leave the log clients their descriptors (256 in macOS).
+MAX_CONNECTIONS = 64
+BACKLOG = 64  # accepted in one turn of the loop, before any of them is counted: these descriptors come on top
+FIRST_REQUEST_SECONDS = 10.0  # until its head is complete; as the log clients' handshake has it
 
 INDEX = f"""aiolog {__version__}
 
@@ -71,7 +79,8 @@ class HttpServer:
         self._registry = CollectorRegistry()
         self._registry.register(ServerCollector(server))
         ProcessCollector(registry=self._registry)
-        app = web.Application()
+        self._visits: dict[asyncio.BaseTransport, _Visit] = {}  # the connections, at most one more than MAX_CONNECTIONS
+        app = web.Application(middlewares=[self._note])
         app.add_routes(
             [
                 web.get("/", self._index),
@@ -81,6 +90,7 @@ class HttpServer:
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
+        self._listener: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Accept requests; return the host and port that were bound.
@@ -88,19 +98,59 @@ class HttpServer:
         Raises ConfigError when the address cannot be used.
         """
         await self._runner.setup()
+        make = self._runner.server
+        assert make is not None
+        loop = asyncio.get_running_loop()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            # Not a TCPSite: aiohttp bounds neither the connections nor the time that each takes for a request.
+            self._listener = await loop.create_server(lambda: _Visit(make(), self, loop), host, port, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} for HTTP ({reason(error)}). "
                 f"{listening_advice(error, 'choose another for [http] port')}, or set [http] enabled = false"
             ) from error
-        address = self._runner.addresses[0]
+        address = self._listener.sockets[0].getsockname()
         return address[0], address[1]
 
     async def close(self) -> None:
         """Stop answering; also where nothing was begun."""
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
+
+    # -- the connections
+
+    def joined(self, visit: _Visit, transport: asyncio.BaseTransport) -> None:
+        """Take a new connection; where there are enough, cut the one that has been idle longest for it.
+
+        Not the new one, unless all others wait for their answers: who holds all of them idle would keep the probes
+        out. One that has asked nothing yet goes before any that has, so that a scraper keeps its connection.
+        """
+        idle = [one for one in self._visits.values() if not one.is_asking]
+        self._visits[transport] = visit
+        if len(self._visits) <= MAX_CONNECTIONS:
+            return
+        min(idle, key=lambda one: (one.has_asked, one.idle_since), default=visit).cut()
+        self._server.report(
+            "http connections",
+            f"HTTP has {MAX_CONNECTIONS} connections, and the one idle longest was cut for another. See who holds them "
+            "(`ss -tnp` names them), or let [http] host be an address that only your probes reach",
+        )
+
+    def left(self, transport: asyncio.BaseTransport) -> None:
+        """Forget a connection that has closed, or is about to."""
+        self._visits.pop(transport, None)
+
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Note that the connection has sent a complete head, and when it was answered; for all requests."""
+        visit = self._visits.get(request.transport) if request.transport else None
+        if visit is None:  # cut meanwhile: nobody hears the answer
+            return await handler(request)
+        with visit.asking():
+            return await handler(request)
+
+    # -- the answers
 
     async def _index(self, _request: web.Request) -> web.Response:
         return web.Response(text=INDEX)
@@ -144,8 +194,78 @@ class HttpServer:
         return web.json_response({"rotated": made})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        try:
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+            body = encode(self._registry)
+        except (TypeError, ValueError):  # a version that is no number: the client library compares it with one
+            encode, content_type = choose_encoder("")
+            body = encode(self._registry)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+class _Visit(asyncio.Protocol):
+    """One connection: all that happens on it is aiohttp's matter, and only how long it may last is ours.
+
+    It is cut, and not closed: closing waits for a peer to read what was written, and it may never do.
+    """
+
+    def __init__(self, protocol: web.RequestHandler, http: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._protocol = protocol
+        self._http = http
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None  # None again once it is cut or lost
+        self._deadline: asyncio.TimerHandle | None = None  # of the first request; later ones have aiohttp's keep-alive
+        self.has_asked = False
+        self.is_asking = False
+        self.idle_since = loop.time()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a request is being answered, the connection is not idle."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.has_asked = self.is_asking = True
+        try:
+            yield
+        finally:
+            self.is_asking = False
+            self.idle_since = self._loop.time()
+
+    def cut(self) -> None:
+        """Close the connection at once, and forget it: its place is free from now on."""
+        if self._transport is not None:
+            self._http.left(self._transport)
+            self._transport.abort()
+            self._transport = None
+
+    # -- what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._deadline = self._loop.call_later(FIRST_REQUEST_SECONDS, self.cut)
+        self._protocol.connection_made(transport)
+        self._http.joined(self, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> None:
+        self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._transport is not None:
+            self._http.left(self._transport)
+            self._transport = None
+        self._protocol.connection_lost(error)
 
 
 class ServerCollector(Collector):

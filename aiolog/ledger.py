@@ -28,20 +28,25 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from time import monotonic
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from aiolog import crash
 from aiolog.checksum import crc32
-from aiolog.errors import reason
+from aiolog.errors import ConfigError, reason
 
 MAGIC = b"aiolog ledger 1\n"
 SESSION_BYTES = 16
 COMPACT_BYTES = 1 << 20  # about 10,000 groups: two seconds under full load, and read in 50 ms at a start
+COMPACT_RATIO = 4  # times its marks, if that is more
+OVERGROWN = 16  # times as long as that: a compaction that fails is tried again at the double, so four have failed
 COUNT_MAX = (1 << 32) - 1
 FILE_MODE = 0o600  # it holds the names of sessions, and who knows a session's name may continue it
 GROUP, SETTLED, MARKS = 1, 2, 3
@@ -51,6 +56,8 @@ _FRAME = struct.Struct("<II")
 _BODY = struct.Struct("<BdQQQIII")
 _RUN = struct.Struct("<16sQIB")
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOUND_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO is not waited for
+_NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV}  # open() of a link, a socket, a device that is not there
 
 
 Mark: TypeAlias = tuple[int, float]
@@ -132,19 +139,26 @@ def encode(entry: Entry) -> bytes:
 
 def decode(data: bytes) -> Iterator[tuple[Entry, int]]:
     """Yield the entries of a ledger with where each ends, up to the first that is not whole; raises nothing."""
-    if not data.startswith(MAGIC):
+    return _decode(BytesIO(data), len(data))
+
+
+def _decode(file: BinaryIO, max_bytes: int) -> Iterator[tuple[Entry, int]]:
+    """Do as :func:`decode` does, with one entry in memory at a time, and up to ``max_bytes``. Raises OSError."""
+    if file.read(len(MAGIC)) != MAGIC:
         return
     position = len(MAGIC)
-    while position + _FRAME.size <= len(data):
-        length, crc = _FRAME.unpack_from(data, position)
-        body = data[position + _FRAME.size : position + _FRAME.size + length]
+    while len(frame := file.read(_FRAME.size)) == _FRAME.size:
+        length, crc = _FRAME.unpack(frame)
+        position += _FRAME.size + length
+        if position > max_bytes:  # before there is memory for it
+            return
+        body = file.read(length)
         if len(body) != length or crc32(body) != crc:
             return
         try:
             entry = _entry(body)
         except (struct.error, ValueError):
             return
-        position += _FRAME.size + length
         yield entry, position
 
 
@@ -173,8 +187,11 @@ class Ledger:
 
     ``synced``: each entry is on the disk before :meth:`announce` returns. ``clock``: seconds since the epoch. Marks
     older than ``ttl_seconds`` go at a compaction, and the oldest beyond ``max_sessions``. ``warn`` takes a sentence.
-    ``syncs_first`` is for who asks after a power cut what it took; of many small ledgers nobody does.
-    All methods but :meth:`mark` and :meth:`forget` are the sink's thread's.
+    ``syncs_first`` is for who asks after a power cut what it took; of many small ledgers nobody does. ``monotonic``:
+    seconds that only pass, and never jump. All methods but :meth:`mark` and :meth:`forget` are the sink's thread's.
+
+    A mark gets older only while there is a server that its session could come back to. Its moment is one of the
+    clock's; when the clock says that more has passed than this process has lived through, the moments move along.
     """
 
     def __init__(
@@ -187,6 +204,7 @@ class Ledger:
         clock: Callable[[], float],
         warn: Callable[[str], None],
         syncs_first: bool = True,
+        monotonic: Callable[[], float] = monotonic,
     ) -> None:
         self.doubtful: list[Entry] = []  # what read() found announced, and nothing that proves it completed
         self.settled: Entry | None = None  # the last entry that ended all doubt
@@ -200,6 +218,8 @@ class Ledger:
         self._warn = warn
         self._marks: dict[bytes, int] = {}
         self._seen_at: dict[bytes, float] = {}
+        self._monotonic = monotonic
+        self._looked_at, self._ticked_at = clock(), monotonic()  # the same moment, when moments were right
         self._leaving: deque[bytes] = deque()  # sessions that have said BYE, not yet in an entry
         self._descriptor = -1
         self._end = 0  # of what is proven; an announced entry stands behind it until the next comes
@@ -223,36 +243,78 @@ class Ledger:
     def read(self) -> bool:
         """Take what is there into the marks and :attr:`doubtful`; whether there was anything.
 
-        May be called again. Nothing is written before :meth:`settle`. Raises nothing.
+        May be called again. Nothing is written before :meth:`settle`. Raises ConfigError for what is no regular file.
         """
         self._marks, self._seen_at, self.doubtful, self.settled, self.is_damaged = {}, {}, [], None, False
+        self._looked_at, self._ticked_at = self._clock(), self._monotonic()
         try:
-            data = self.path.read_bytes()
+            descriptor = self._open_found()
         except FileNotFoundError:
             return False
         except OSError as error:
             self._warn(f"cannot read {self.path}: {reason(error)}.")
             self.is_damaged = True
             return True
-        end = len(MAGIC)
-        for entry, end in decode(data):  # noqa: B007 - where the last one ends is looked at below
-            if entry.kind == GROUP:
-                self.doubtful.append(entry)
-                continue
-            if entry.kind == SETTLED:
-                for announced in self.doubtful:
-                    self.apply(announced)
-                self._drop(entry.forgotten)
-            else:
-                self._marks = {run.session: run.first_seq for run in entry.runs}
-                self._seen_at = {run.session: float(run.records) for run in entry.runs}
-            self.doubtful.clear()
-            self.settled = entry
-        # A kill amid the last entry leaves less than it says; anything else is damage.
-        rest = data[end:]
-        is_torn = len(rest) < _FRAME.size or len(rest) < _FRAME.size + _FRAME.unpack_from(rest)[0]
-        self.is_damaged = not data.startswith(MAGIC) or not is_torn
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                self._take(file)
+        except OSError as error:
+            self._warn(f"cannot read all of {self.path}: {reason(error)}.")
+            self.is_damaged = True
+        finally:
+            os.close(descriptor)
         return True
+
+    def _open_found(self) -> int:
+        """Open what stands in the place of the ledger. Raises ConfigError for what is no regular file, OSError."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | _FOUND_FLAGS)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise self._no_file() from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._no_file()
+        return descriptor
+
+    def _no_file(self) -> ConfigError:
+        return ConfigError(f"{self.path} is not a regular file. Remove it, and a ledger is made in its place.")
+
+    def _take(self, file: BinaryIO) -> None:
+        """Take all entries, their moments moved to the present. Raises OSError; what came before it is taken."""
+        longest = _entry_bytes(self._max_sessions) + len(MAGIC)
+        limit = OVERGROWN * max(COMPACT_BYTES, COMPACT_RATIO * longest)
+        end, lived, before = len(MAGIC), 0.0, None
+        try:
+            for entry, end in _decode(file, limit):  # noqa: B007 - where the last one ends is looked at below
+                if before is not None:  # what looks longer is more likely a clock that was set than silence
+                    lived += min(max(0.0, entry.time - before), self._ttl_seconds / 2)
+                before = entry.time
+                if entry.kind == GROUP:
+                    self.doubtful.append(entry._replace(time=lived))
+                    continue
+                if entry.kind == SETTLED:
+                    for announced in self.doubtful:
+                        self.apply(announced)
+                    self._drop(entry.forgotten)
+                else:
+                    self._marks = {run.session: run.first_seq for run in entry.runs}
+                    self._seen_at = {run.session: lived - max(0.0, entry.time - run.records) for run in entry.runs}
+                self.doubtful.clear()
+                self.settled = entry
+        finally:
+            # The time since the last entry does not count: who knows how much of it there was a server.
+            missed = self._looked_at - lived
+            self._seen_at = {session: seen_at + missed for session, seen_at in self._seen_at.items()}
+            self.doubtful = [entry._replace(time=entry.time + missed) for entry in self.doubtful]
+        # A kill amid the last entry leaves less than it says; anything else is damage.
+        rest = file.seek(0, SEEK_END) - end
+        file.seek(end)
+        frame = file.read(_FRAME.size)
+        is_torn = len(frame) < _FRAME.size or rest < _FRAME.size + _FRAME.unpack(frame)[0]
+        file.seek(0)
+        self.is_damaged = file.read(len(MAGIC)) != MAGIC or not is_torn
 
     def apply(self, entry: Entry, texts: int | None = None) -> int:
         """Count an entry as written, or only its first ``texts`` texts; returns how many records that leaves out."""
@@ -341,7 +403,7 @@ class Ledger:
         """Open the file again; where it is another by now, the next :meth:`settle` begins a new one."""
         inode, self._resting_inode = self._resting_inode, None
         with suppress(OSError):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self.path, os.O_RDWR | _FOUND_FLAGS)
             status = os.fstat(descriptor)
             if status.st_ino == inode and status.st_size >= self._end:
                 self._descriptor = descriptor
@@ -396,8 +458,11 @@ class Ledger:
         )
         data = MAGIC + encode(Entry(MARKS, now, inode, size, 0, 0, marks))
         new = self.path.with_name(self.path.name + ".new")
-        with suppress(FileNotFoundError):
-            new.unlink()
+        try:
+            with suppress(FileNotFoundError):
+                new.unlink()
+        except IsADirectoryError as error:
+            raise _in_the_way(new) from error
         descriptor = os.open(new, _OPEN_FLAGS | os.O_EXCL, FILE_MODE)
         try:
             rest = memoryview(data)
@@ -410,19 +475,25 @@ class Ledger:
             crash.point("compact_renamed")
             if is_synced:
                 sync_directory(self.path.parent)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
             new.unlink(missing_ok=True)
+            if isinstance(error, IsADirectoryError):
+                raise _in_the_way(self.path) from error
             raise
         self.close()
         self._descriptor, self._end = descriptor, len(data)
         self._announced, self._is_void = None, False
-        self._compact_at = max(COMPACT_BYTES, 4 * len(data))
+        self._compact_at = max(COMPACT_BYTES, COMPACT_RATIO * len(data))
         for _ in leaving:
             self._leaving.popleft()
 
     def _expire(self, now: float) -> None:
         """Drop marks that are too old or too many."""
+        ticks = self._monotonic()
+        jump = max(0.0, (now - self._looked_at) - (ticks - self._ticked_at))
+        self._looked_at, self._ticked_at = now, ticks
+        self._seen_at = {session: min(seen_at + jump, now) for session, seen_at in self._seen_at.items()}
         self._drop([session for session, seen_at in self._seen_at.items() if now - seen_at > self._ttl_seconds])
         surplus = len(self._marks) - self._max_sessions
         if surplus > 0:
@@ -441,6 +512,15 @@ class Ledger:
         for session in sessions:
             self._marks.pop(session, None)
             self._seen_at.pop(session, None)
+
+
+def _entry_bytes(marks: int) -> int:
+    return _FRAME.size + _BODY.size + marks * _RUN.size
+
+
+def _in_the_way(path: Path) -> OSError:
+    """Return an error without a number, so that its own text is what is said of it."""
+    return OSError(f"{path} is a directory. Remove it")
 
 
 def sync_directory(directory: Path) -> None:

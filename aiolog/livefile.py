@@ -155,6 +155,9 @@ class LiveFile:
             self._mended = before == (self._inode, self._size)  # nobody else has written meanwhile
         try:
             self._settle(now)
+        except ConfigError:  # of the ledger
+            self._close_descriptor()
+            raise
         except OSError as error:  # most likely a full disk, which also tore the line; append() tries again
             self._warn(f"cannot repair the end of {self.path} yet: {reason(error)}.")
         else:
@@ -468,9 +471,14 @@ class LiveFile:
             descriptor = self._open_path()
         except ConfigError as error:
             if not status.st_nlink:
-                raise OSError(errno.EIO, str(error)) from error
+                raise OSError(reason(error)) from error  # without a number, which would speak for itself
             self._hold(now, f"{self.path} was moved away, and {reason(error)}.")
             return
+        if not status.st_nlink and status.st_size:
+            self._warn(
+                f"{self.path} was removed by somebody else, and {status.st_size} bytes with it. Have aiolog rotate and "
+                "remove files, or logrotate rename them."
+            )
         self._adopt(descriptor, now)
         if not self._is_one_of_many:
             self.backups.tend()
@@ -732,7 +740,7 @@ class LiveFile:
                 self.path.unlink()
                 self._adopt(self._open_path(), now)
         except (ConfigError, ValueError) as error:
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(reason(error)) from error
 
 
 def make_directories(directory: Path) -> None:

@@ -72,12 +72,16 @@ def recover_to(endpoint: Endpoint, directory: str, token: str, *, timeout_second
         try:
             home = Home.adopt(path)
             found = None if home is None else _send(home, endpoint, token, timeout_seconds)
-        except (SpoolError, OSError) as error:
-            text = str(error) if isinstance(error, SpoolError) else f"{path} cannot be read ({reason(error)})"
-            yield Found(path, "", 0, left=True, text=f"{text}; it is left as it is")
-        else:
-            if found is not None:
-                yield found
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one spool, the others do not wait for it
+            found = Found(path, "", 0, left=True, text=f"{_trouble(path, error)}; it is left as it is")
+        if found is not None:
+            yield found
+
+
+def _trouble(path: str, error: Exception) -> str:
+    if isinstance(error, SpoolError):
+        return str(error)
+    return f"{path} cannot be read ({reason(error) if isinstance(error, OSError) else repr(error)})"
 
 
 def _candidates(directory: str) -> list[str]:

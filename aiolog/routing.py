@@ -13,6 +13,7 @@ names never meet in one file. A name that reads as a backup's, is hidden, or is 
 from __future__ import annotations
 
 import re
+import reprlib
 import string
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -27,6 +28,8 @@ FIELDS = ("app", "host", "logger", "process", "level", "date")
 OTHER = "_other"  # what stands for every field where a record may have no file of its own
 NOTHING = "-"  # what stands for a field that is empty
 MAX_COMPONENT_CHARS = 200  # of 255 bytes that file systems grant; a stamp, a counter and two endings follow it
+MAX_NAME_BYTES = 255  # of one component: NAME_MAX of ext4, xfs, btrfs and tmpfs
+OWN_TAIL_BYTES = 30  # ".20261123T080102Z.0000.zst.tmp": the longest that is put behind the name of a live file
 MIN_FIELD_CHARS = 40  # of one field: below it there is no room for a hash and something to read
 HASH_CHARS = 16
 DATE_FORMAT = "%Y-%m-%d"
@@ -34,8 +37,19 @@ DATE_FORMAT = "%Y-%m-%d"
 _KEPT = r"A-Za-z0-9._@+=,-"
 _CHANGED = re.compile(rf"[^{_KEPT}]")
 _AS_BACKUP = re.compile(r"\.\d{8}T\d{6}Z\.\d{4}", re.ASCII)
+_ENDS_AS_BACKUP = re.compile(rf"{_AS_BACKUP.pattern}(\.gz|\.zst)?(\.tmp)?\Z", re.ASCII)
 _FIELD_PATTERN = rf"[{_KEPT}~]+"
 _SAMPLES = (0, 1_000_000_000, 1_795_460_462)  # moments whose parts, from the month to the second, have one digit or two
+# What stands beside a live file, in the words of ledger, rotation, backups and livefile: before its name and behind it.
+# Moments are all zeros here.
+_LEDGERS = (".ledger", ".ledger.new")
+_ZERO = "00000000T000000Z"
+_BACKUPS = tuple(f".{_ZERO}.0000{suffix}{partial}" for suffix in ("", ".gz", ".zst") for partial in ("", ".tmp"))
+_TORN = (f".torn-{_ZERO}", f".torn-{_ZERO}.0")
+_TORN_STAMP = re.compile(r"\.torn-\d{8}T\d{6}Z(?P<counter>\.\d+)?", re.ASCII)
+
+_brief = reprlib.Repr()
+_brief.maxstring = 60  # of a path in a message: long enough to know it again
 _DATE_MARK = "\0"  # where the date comes into a path; no component can hold it
 
 
@@ -68,7 +82,7 @@ class _Component(NamedTuple):
 
     @property
     def field_chars(self) -> int:
-        return (MAX_COMPONENT_CHARS - sum(map(len, self.literals))) // len(self.fields)
+        return (MAX_COMPONENT_CHARS - sum(map(_bytes, self.literals))) // len(self.fields)
 
     def pattern(self, date_pattern: str = _FIELD_PATTERN) -> str:
         """Return what its names look like, as a regular expression."""
@@ -82,8 +96,10 @@ class _Component(NamedTuple):
     def render(self, values: Mapping[str, str]) -> str:
         """Return the component for a record, with a mark in place of the date."""
         texts = [_DATE_MARK if field == "date" else safe(values[field], self.field_chars) for field in self.fields]
-        if len(texts) > 1 and self._read_back(self.joined(texts), "(.+?)") != texts:
-            # "a-b" and "c" make the same as "a" and "b-c": one of the two reads back as itself, and that one stays.
+        whole = self.joined(texts)
+        # "a-b" and "c" make the same as "a" and "b-c": one of the two reads back as itself, and that one stays.
+        is_twice = len(texts) > 1 and self._read_back(whole, "(.+?)") != texts
+        if is_twice or (_ENDS_AS_BACKUP.search(whole) and set(self.fields) != {"date"}):
             mark = blake2b("\0".join(texts).encode(), digest_size=HASH_CHARS // 2).hexdigest()
             last = max(n for n, field in enumerate(self.fields) if field != "date")
             texts[last] = f"{texts[last][: self.field_chars - HASH_CHARS - 1]}~{mark}"
@@ -105,16 +121,33 @@ class _Component(NamedTuple):
             [_DATE_MARK if field == "date" else text for field, text in zip(self.fields, texts, strict=True)]
         )
 
-    def may_meet(self, other: _Component) -> bool:
-        """Whether one name could come of both."""
+    def may_meet(self, other: _Component, date_pattern: str = _FIELD_PATTERN) -> bool:
+        """Whether one name could come of both, the date of the one with fields being as ``date_pattern``."""
         if not self.fields and not other.fields:
             return self.literals == other.literals
         if not self.fields or not other.fields:
             fixed, open_ = (self, other) if other.fields else (other, self)
-            return re.fullmatch(open_.pattern(), fixed.literals[0]) is not None
+            return re.fullmatch(open_.pattern(date_pattern), fixed.literals[0]) is not None
         heads = sorted((self.literals[0], other.literals[0]), key=len)
         tails = sorted((self.literals[-1], other.literals[-1]), key=len)
         return heads[1].startswith(heads[0]) and tails[1].endswith(tails[0])
+
+    def may_spoil(self, other: _Component, date_pattern: str) -> bool:
+        """Whether a live file of ``other``, with such dates, could have the name of what stands beside one of ours."""
+        beside = [("", tail) for tail in (*_BACKUPS, *_TORN)]
+        if other.literals[0].startswith("."):  # no field begins with a dot
+            beside += [(".", tail) for tail in _LEDGERS]
+        if self.fields:
+            date_pattern = _FIELD_PATTERN
+        still = other.still("", "")
+        return any(self.still(head, tail).may_meet(still, date_pattern) for head, tail in beside)
+
+    def still(self, head: str, tail: str) -> _Component:
+        """Return the component with more before and behind it, and zeros for each moment in its literals."""
+        literals = [*map(_still, self.literals)]
+        literals[0] = head + literals[0]
+        literals[-1] += tail
+        return self._replace(literals=tuple(literals))
 
 
 class PathTemplate:
@@ -141,13 +174,27 @@ class PathTemplate:
                 f"the dates of {{date:{self.date_format}}} are not all of one length, so that no file would be known "
                 "again. Use %d, %m or %H, which have two digits"
             )
+        for part, one in zip(path.parts, components, strict=True):
+            self._check_length(part, one, MAX_NAME_BYTES - OWN_TAIL_BYTES * (one is components[-1]))
         self.root = PurePath(*(one.joined(()) for one in components[:fixed]))
         self._components = components[fixed:]
         if not self.is_plain and any(part == ".." for part in path.parts[fixed:]):
             raise self._refused("'..' behind a field would lead out of the directory. Write the path without it")
 
     def _refused(self, why: str) -> ConfigError:
-        return ConfigError(f"the path {self.text!r} cannot be used: {why}.")
+        return ConfigError(f"the path {_brief.repr(self.text)} cannot be used: {why}.")
+
+    def _check_length(self, part: str, component: _Component, max_bytes: int) -> None:
+        """Refuse a part whose name, or what stands beside it later, no file system takes."""
+        dates = [component.field_chars for field in component.fields if field == "date"]
+        if dates and len(self._date_text(0)) > dates[0]:
+            raise self._refused(f"the date in {_brief.repr(part)} is too long. Use %Y-%m-%d, or other parts of a date")
+        size_bytes = _bytes(component.literals[0])
+        if not component.fields and size_bytes > max_bytes:
+            room = "" if max_bytes == MAX_NAME_BYTES else ", with room for the names of its backups"
+            raise self._refused(
+                f"{_brief.repr(part)} has {size_bytes} bytes, and a name has at most {max_bytes}{room}. Shorten it"
+            )
 
     def _component(self, part: str) -> _Component:
         literals, fields = [""], []
@@ -169,7 +216,9 @@ class PathTemplate:
             literals.append("")
         component = _Component(tuple(literals), tuple(fields))
         if fields and component.field_chars < MIN_FIELD_CHARS:
-            raise self._refused(f"{part!r} leaves too little room for names. Use fewer fields or letters in it")
+            raise self._refused(
+                f"{_brief.repr(part)} leaves too little room for names. Use fewer fields or letters in it"
+            )
         return component
 
     def resolve(self, values: Mapping[str, str]) -> str:
@@ -221,10 +270,32 @@ class PathTemplate:
 
     def may_meet(self, other: PathTemplate) -> bool:
         """Whether one file could belong to both; without asking a file system, so links are not followed."""
-        ours = [*map(_literal, self.root.parts), *self._components]
-        theirs = [*map(_literal, other.root.parts), *other._components]
+        ours, theirs = self._parts, other._parts
         return len(ours) == len(theirs) and all(a.may_meet(b) for a, b in zip(ours, theirs, strict=True))
+
+    def may_spoil(self, other: PathTemplate) -> bool:
+        """Whether a live file of ``other`` could be what stands beside one of ours: a ledger, a backup, a torn line.
+
+        Links are not followed. Of two templates with fields nobody can tell for sure; they are refused then.
+        """
+        ours, theirs = self._parts, other._parts
+        if not ours or len(ours) != len(theirs) or not ours[-1].may_spoil(theirs[-1], other._date_pattern):
+            return False
+        return all(a.may_meet(b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))
+
+    @property
+    def _parts(self) -> list[_Component]:
+        return [*map(_literal, self.root.parts), *self._components]
 
 
 def _literal(part: str) -> _Component:
     return _Component((part,), ())
+
+
+def _still(text: str) -> str:
+    """Return a literal with zeros for each moment of a backup in it, and for the counter."""
+    return _TORN_STAMP.sub(lambda match: _TORN[match["counter"] is not None], _AS_BACKUP.sub(_BACKUPS[0], text))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))

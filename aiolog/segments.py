@@ -24,7 +24,7 @@ again. The position is in the map object and dies with the process: a reader goe
 none. The kernel keeps the pages of a file that a dead process had mapped, so ``kill -9`` takes nothing that was copied.
 """
 
-# ruff: noqa: PTH102, PTH103, PTH104, PTH106, PTH108, PTH116, PTH118, PTH119, PTH123, PTH208
+# ruff: noqa: PTH102, PTH103, PTH104, PTH106, PTH108, PTH116, PTH118, PTH119, PTH208
 # os takes descriptors as well, and a process that only logs need not load pathlib.
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 import weakref
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ POPULATE_BYTES = 64 << 10  # faulted in at once, under the GIL: about 20 µs
 MADV_POPULATE_WRITE = 23  # Linux 5.14: fault pages in, so that emit does not; the mmap module has no name for it
 MAX_READ_BYTES = 64 << 10  # at once, when records are only counted
 MAX_OWNER_BYTES = 128 << 10  # HELLO has at most half of it
+# A dictionary's names are 2 Mi characters of at most 4 bytes; thrice that, as threads may write the same definition.
+MAX_SITES_BYTES = 32 << 20
+MAX_NUMBERS = 1 << 16  # of definitions, of which a dictionary has 5,120: one number must not make a list of 4 billion
+SEGMENT_BYTES = 1 << 20  # 7,000 short records; a new one costs about 100 µs, and an idle process holds no more than one
 
 OWNER, SITES, SEGMENT_SUFFIX, DAMAGED_SUFFIX = "owner", "sites", ".seg", ".damaged"
 
@@ -63,6 +68,10 @@ _GAP_BIT = 1 << 31
 _COUNT = struct.Struct("<Q")
 _INDEX = struct.Struct("<I")
 HEADER_BYTES, ENTRY_BYTES = _HEADER.size, ENTRY.size
+MAX_SEGMENT_BYTES = SEGMENT_BYTES + HEADER_BYTES + ENTRY_BYTES + MAX_RECORD_BYTES  # or a record that fits no other
+
+# What open() says of a link, a directory, a socket and a device that is not there.
+_NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()  # of this process, for its forks
 
@@ -145,7 +154,7 @@ class Home:
         Raises SpoolError when it is not a spool that can be read, OSError as the system does.
         """
         try:
-            lock = _open(os.path.join(path, OWNER))
+            lock = _open_found(os.path.join(path, OWNER))
         except FileNotFoundError:
             try:
                 os.rmdir(path)  # what is left when somebody died while removing it
@@ -171,12 +180,19 @@ class Home:
         return home
 
     def definitions(self) -> list[Any]:
-        """Return the dictionary, up to what is damaged."""
+        """Return the dictionary, up to what is damaged.
+
+        Raises SpoolError where its file is none that a process writes, OSError as the system does.
+        """
+        path = os.path.join(self.path, SITES)
         try:
-            with open(os.path.join(self.path, SITES), "rb") as file:
-                data = file.read()
+            descriptor = _open_found(path)
         except FileNotFoundError:
             return []
+        try:
+            data = os.pread(descriptor, _size_of(descriptor, path, MAX_SITES_BYTES), 0)
+        finally:
+            os.close(descriptor)
         found: dict[int, Any] = {}
         at = 0
         while (payload := _payload_at(data, at, len(data))) is not None:
@@ -185,7 +201,9 @@ class Home:
             decoder.feed(payload[1][_INDEX.size :])
             with contextlib.suppress(ProtocolError, struct.error):
                 define = decoder.next()
-                found[_INDEX.unpack_from(payload[1])[0]] = define.sites[0]
+                (number,) = _INDEX.unpack_from(payload[1])
+                if isinstance(define, Define) and define.sites and number < MAX_NUMBERS:
+                    found[number] = define.sites[0]
         # A hole is only where a disk lost what it had: a thread without a name, so that the server marks the record.
         return [found.get(number, (None, None)) for number in range(max(found, default=-1) + 1)]
 
@@ -258,6 +276,38 @@ class Home:
 
 def _open(path: str, flags: int = 0) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+
+
+def _open_found(path: str) -> int:
+    """Open what another process left; a FIFO is not waited for.
+
+    Raises SpoolError for what is no regular file, OSError as the system does.
+    """
+    try:
+        descriptor = _open(path, os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise _not_a_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_a_file(path)
+    return descriptor
+
+
+def _not_a_file(path: str) -> SpoolError:
+    return SpoolError(f"{path} is not a regular file. Put back what was there, or remove its directory")
+
+
+def _size_of(descriptor: int, path: str, max_bytes: int) -> int:
+    """Return the size of a file that was found, in bytes. Raises SpoolError when no process writes so much."""
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes > max_bytes:
+        raise SpoolError(
+            f"{path} has {size_bytes} bytes, and no process writes more than {max_bytes} there. "
+            "Put back what was there, or remove its directory"
+        )
+    return size_bytes
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -395,10 +445,13 @@ class Segment:
 
     @classmethod
     def found(cls, home: Home, path: str) -> Segment | None:
-        """Read the header of a dead process's segment; None where nothing was ever written. Raises OSError."""
-        descriptor = _open(path)
+        """Read the header of a dead process's segment; None where nothing was ever written.
+
+        Raises SpoolError where it is no file that a process writes, OSError as the system does.
+        """
+        descriptor = _open_found(path)
         try:
-            size_bytes = os.fstat(descriptor).st_size
+            size_bytes = _size_of(descriptor, path, MAX_SEGMENT_BYTES)
             head = os.pread(descriptor, HEADER_BYTES, 0)
             if not any(head) and not os.pread(descriptor, size_bytes, 0).strip(b"\0"):
                 return None
@@ -520,8 +573,8 @@ class Segment:
         source = self._source
         if source is None or (source.closed and self.path):
             try:
-                descriptor = _open(self.path)
-            except FileNotFoundError:
+                descriptor = _open_found(self.path)
+            except (FileNotFoundError, SpoolError):  # or somebody put something else there
                 self.is_lost = True
                 self.limit = 0
                 raise ValueError from None

@@ -11,10 +11,12 @@ import hmac
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from aiolog.connection import Connection, Counts, Intake, Limits, Session, created
 from aiolog.errors import ConfigError, listening_advice, reason
@@ -61,6 +63,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.counts = Counts()
         self.held_bytes = 0  # received and not yet delivered, over all connections
+        self.delivering_bytes = 0  # of those, what the sinks have
         self.room = Room(limits.max_dictionary_bytes)
         self.draining = False
         self._token = token
@@ -71,6 +74,7 @@ class Server:
         self._own_session = secrets.token_bytes(SESSION_BYTES)
         self._own_seq = 0
         self._listeners: list[asyncio.Server] = []
+        self._unix_file: _UnixFile | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()  # no connection is left
         self._reader: Reader | None = None
@@ -99,16 +103,22 @@ class Server:
         return address[0], address[1]
 
     async def _listen_unix(self, loop: asyncio.AbstractEventLoop, path: str) -> asyncio.Server:
-        umask = os.umask(0o117)  # 0660: whoever is in the group may log
         try:
-            return await loop.create_unix_server(lambda: Connection(self, loop), path)
+            listener, self._unix_file = _bind_unix(path)
+            return await loop.create_unix_server(lambda: Connection(self, loop), sock=listener)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on the Unix socket {path} ({reason(error)}). "
                 "Remove it if no server runs, or choose another with server.socket"
             ) from error
-        finally:
-            os.umask(umask)
+
+    def _stop_listening(self) -> None:
+        # The file first: as long as the socket is open, no other file gets its inode.
+        if self._unix_file is not None:
+            self._unix_file.remove()
+            self._unix_file = None
+        for listener in self._listeners:
+            listener.close()
 
     async def drain(self) -> None:
         """Stop accepting, let what is under way be committed and acked, and part from every client.
@@ -116,8 +126,7 @@ class Server:
         Never ends while a ``block`` sink is stuck; cancel it then. What was not acked stays with the clients.
         """
         self.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._stop_listening()
         for connection in list(self.connections):
             connection.part()
         if self.connections:
@@ -127,6 +136,7 @@ class Server:
 
     async def close(self) -> None:
         """Drop whatever is left."""
+        self._stop_listening()
         if self._sweeper is not None:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -148,8 +158,9 @@ class Server:
                 self._tell()
             for connection in list(self.connections):
                 connection.look(now)
-            if self.held_bytes <= self.limits.max_inflight_bytes:
-                for connection in list(self.connections):
+            limit_bytes = self.limits.max_inflight_bytes
+            for connection in list(self.connections):
+                if self.held_bytes <= limit_bytes or (connection.waits and self.delivering_bytes <= limit_bytes):
                     connection.read_on()
             unseen = unseen or list(self.sessions)
             for key in unseen[-SWEPT_TOGETHER:]:
@@ -224,19 +235,19 @@ class Server:
         What was acked and a sink does not know of is said; but not of a sink that is new and knows nothing of the
         session at all, as long as another does.
         """
-        marks = self.fanout.marks(hello.session)
-        for name, mark in marks.items():
-            is_new = self.fanout.lanes[name].sink.is_new
-            if mark is not None and mark < hello.acked and (mark or not is_new or not any(marks.values())):
-                self._say_gap(name, _source_name(hello.process_name, hello.pid), mark + 1, hello.acked)
+        sinks = [lane.sink for lane in self.fanout.blocking()]
+        marks = [sink.mark(hello.session) for sink in sinks]
+        for sink, mark in zip(sinks, marks, strict=True):
+            if mark is not None and mark < hello.acked and (mark or not sink.is_new or not any(marks)):
+                self._say_gap(sink.name, _source_name(hello.process_name, hello.pid), mark + 1, hello.acked)
         # Without a memory, or as long as there is none, all that is not acked is needed.
-        return max(hello.acked, min((mark or 0 for mark in marks.values()), default=0))
+        return max(hello.acked, min((mark or 0 for mark in marks), default=0))
 
     def _say_gap(self, sink: str, process: str, first_seq: int, last_seq: int) -> None:
         count = last_seq - first_seq + 1
         text = (
             f"{count} records of process {process} were acked, and the ledger of sink {sink} does not know them: they "
-            "went to another server, or a power cut took them"
+            "went to another server, a power cut took them, or the ledger is not the one that knew them"
         )
         self.report(f"gap {sink}", text)
         self._say(
@@ -322,6 +333,70 @@ class Server:
     def own_source(self) -> Source:
         """The process that notices come from: this one."""
         return self._own
+
+
+class _UnixFile(NamedTuple):
+    """The file of a Unix socket that this server made: the path, and what stood there then."""
+
+    path: Path
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file, unless it is another's by now."""
+        with contextlib.suppress(OSError):  # gone, or not ours to remove: the next server finds nobody there
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                self.path.unlink()
+
+
+def _bind_unix(name: str) -> tuple[socket.socket, _UnixFile]:
+    """Return a socket that listens on the path, and its file; replace the one that a killed server left.
+
+    An event loop would replace that of a running server as well. Nothing but a lock file would keep two apart that
+    look at the same path within the same microseconds, before either listens; it would stay for ever, and two servers
+    with the same settings part before, over the port.
+
+    Raises ConfigError where another server listens or what is there is no socket, OSError for the rest.
+    """
+    path = Path(name)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise ConfigError(
+                f"cannot listen on the Unix socket {path}: what is there is no socket. "
+                "Choose another with server.socket"
+            )
+        if _is_listened_on(name):
+            raise ConfigError(
+                f"the Unix socket {path} is being listened on by another server. "
+                "Stop that one, or choose another with server.socket"
+            )
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o117)  # 0660: whoever is in the group may log
+    try:
+        listener.bind(name)
+        listener.listen()  # from now on the path can be seen to be taken
+        made = path.lstat()
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(umask)
+    return listener, _UnixFile(path, made.st_dev, made.st_ino)
+
+
+def _is_listened_on(path: str) -> bool:
+    """Whether somebody accepts connections on a Unix socket, however busy it is."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)  # a full backlog is an answer too: EAGAIN
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # busy, of another kind, or not for us: in any case somebody may be there
+    return True
 
 
 def _source_name(process_name: str | None, pid: int | None) -> str:

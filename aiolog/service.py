@@ -54,6 +54,7 @@ GC_THRESHOLD = 20_000  # objects; a large batch makes 2,000, which all go with i
 RECOVER_SECONDS = 5.0  # between two looks for what killed processes left
 OWN_LOGGER = "aiolog"  # of the server's own records: they say what was lost, so no sink's filter keeps them out
 CONSOLE_DRAIN_SECONDS = 0.5  # for sinks that may drop: a person sees the last lines, a stuck reader delays little
+ERROR_CHARS = 200  # of an exception that nobody foresaw, in one line
 KIND_CHARS = 32  # a warning of a sink is of the same kind as another that begins alike
 
 
@@ -136,7 +137,7 @@ def sink_of(name: str, config: SinkConfig, server: ServerConfig, directory: Path
         compiled = format_of(config)
         if isinstance(config, StdoutSinkConfig):
             color = config.color == "always" or (config.color == "auto" and wants_color(os.isatty(STDOUT), os.environ))
-            return StdoutSink(name, compiled, descriptor=STDOUT, color=color)
+            return StdoutSink(name, compiled, descriptor=STDOUT, color=color, warn=warn)
         at_time = dt.time.fromisoformat(config.at_time) if config.at_time else None
         schedule = Schedule(config.when, config.interval, at_time, config.utc) if config.when else None
         template = PathTemplate(config.path)
@@ -271,7 +272,7 @@ class Service:
 
     def _give_up(self) -> None:
         """End with a sink that is stuck: its thread is in a system call, and nothing can call it back."""
-        if self._is_committed:
+        if self._is_committed or not self._server.held_bytes:
             say(self._summary())
             os._exit(0)  # only the closing takes long: a backup is being compressed, and will be again
         failing = ", ".join(name for name, lane in self._fanout.lanes.items() if lane.blocks and lane.failing)
@@ -348,7 +349,8 @@ class Service:
     async def _reload(self) -> None:
         """Read the settings anew, and replace the sinks that changed; wrong settings change nothing.
 
-        Raises ConfigError when the old sinks cannot be opened again either: the server must end then.
+        Nor does an exception that nobody foresaw: to end the server for a setting would cost all its clients. Raises
+        ConfigError, or that exception, when the old sinks cannot be opened again either: the server must end then.
         """
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         old = self._config
@@ -364,6 +366,14 @@ class Service:
             if self._fanout.lanes.keys() != old.sinks.keys():
                 raise
             say(f"aiolog: not reloaded, everything stays as it was. {error}\n")
+        except Exception as error:
+            if self._fanout.lanes.keys() != old.sinks.keys():
+                raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            say(
+                "aiolog: not reloaded, everything stays as it was. The settings could not be read "
+                f"({what[:ERROR_CHARS]}). Take the last change back, and check it with `aiolog validate`\n"
+            )
         else:
             self._config = structs.replace(old, sinks=config.sinks)
             self._server.durability = durability_of(config.sinks)
@@ -404,6 +414,11 @@ class Service:
             f", {lane.dropped_records} missed by the slow sink {name}"
             for name, lane in self._fanout.lanes.items()
             if lane.dropped_records
+        )
+        missed += "".join(
+            f", {lane.sink.records_dropped} refused by the output of sink {name}"
+            for name, lane in self._fanout.lanes.items()
+            if isinstance(lane.sink, StdoutSink) and lane.sink.records_dropped
         )
         return (
             f"aiolog: drained. Records: {counts.records} delivered, {counts.dropped} dropped by their processes, "

@@ -32,6 +32,7 @@ from aiolog.segments import (
     ENTRY,
     ENTRY_BYTES,
     HEADER_BYTES,
+    SEGMENT_BYTES,
     SEGMENT_SUFFIX,
     Home,
     Segment,
@@ -39,7 +40,6 @@ from aiolog.segments import (
     gap,
 )
 
-SEGMENT_BYTES = 1 << 20  # 7,000 short records; a new one costs about 100 µs, and an idle process holds no more than one
 SEGMENTS = 8  # at least so many make a full spool, so that dropping the oldest leaves most of it
 PREPARE_AT = 4  # the next segment is made when a quarter of the last is full: idle processes need no second one
 
@@ -465,7 +465,11 @@ class Orphan(Spool):
     """The spool of a dead process: nothing is put there any more, and its numbers are given."""
 
     def __init__(self, home: Home, *, buffer_bytes: int) -> None:
-        """Open what is there. Raises SpoolError when two files claim one place, OSError as the system does."""
+        """Open what is there.
+
+        Raises SpoolError when two files claim one place, or one is none that a process writes, OSError as the system
+        does.
+        """
         super().__init__(
             home.path, home.hello, home.definitions(), max_bytes=1 << 62, buffer_bytes=buffer_bytes, say=str
         )

@@ -244,13 +244,14 @@ class Client:
         self.transport = Transport(world, self.connection)
         self._decoder = Decoder(FROM_SERVER)
 
-    def hello(self, *, checked: bool = False, **other: Any) -> Client:
+    def hello(self, *frames: bytes, checked: bool = False, **other: Any) -> Client:
+        """Say HELLO, and define a site and a thread; ``frames`` come in the same packet."""
         fields = {
             "version": VERSION, "session": self.session, "pid": 7, "process_name": "worker", "host": "h", "app": "shop",
             "labels": {}, "start_time": 0.0, "token": "", "acked": 0,
         }  # fmt: skip
         define = encode(Define([SITE, [1, "MainThread"]]), checked=checked)
-        return self.send(encode(Hello(**(fields | other)), checked=checked), define)
+        return self.send(encode(Hello(**(fields | other)), checked=checked), define, *frames)
 
     def send(self, *frames: bytes) -> Client:
         self.transport.receive(b"".join(frames))

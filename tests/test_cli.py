@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -20,6 +21,7 @@ import pytest
 from running import ServerProcess, aiolog, files, lines, run, serve
 
 from aiolog import AiologHandler, protocol, service
+from aiolog.config import Config, FileSinkConfig
 from aiolog.probe import Address, UnreachableError, greet
 from aiolog.report import Report
 
@@ -216,6 +218,15 @@ def test_a_stuck_sink_cannot_hold_up_the_end(tmp_path):
         assert "They were not acked, and stay with their processes" in server.stderr
 
 
+def test_a_drain_without_time_is_a_drain_where_nothing_is_held(tmp_path):
+    """``drain_timeout_seconds = 0`` is an orderly end of a server that has nothing to write."""
+    with serve(tmp_path, "[server]\ndrain_timeout_seconds = 0\n") as server, logger_to(server.port) as logger:
+        logger.warning("hello")
+        assert flush(logger) == 1
+        assert server.stop() == 0
+        assert "drained. Records: 1 delivered" in server.stderr
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_at_once(tmp_path, signum, code):
     """Who asks twice does not wait for the drain, and nothing is lost by it."""
@@ -398,6 +409,98 @@ def test_wrong_settings_are_not_taken(tmp_path):
         assert [record["msg"] for record in server.records("app.log")] == ["before", "after"]
 
 
+@pytest.mark.parametrize("template", ["%(message)99999999999s", "%(process).99999999999d", "x" * 20_000])
+def test_a_template_of_gigabytes_changes_nothing(tmp_path, template):
+    """A server that takes records is not ended by a width that somebody mistyped."""
+    text = '[sinks.app]\npath = "app.log"\nformat = "text"\ntemplate = "{}"\n'
+    with serve(tmp_path, text.format("%(message)s")) as server, logger_to(server.port) as logger:
+        (tmp_path / "aiolog.toml").write_text(text.format(template))
+        server.send(signal.SIGHUP)
+        server.expect(
+            r"not reloaded, everything stays as it was\. \S+/aiolog\.toml: \[sinks\.app\] the template .* Use smaller"
+        )
+        logger.info("after")
+        assert flush(logger) == 1
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr
+        assert (tmp_path / "app.log").read_text() == "after\n"
+
+
+def test_a_configuration_that_became_a_pipe_is_not_waited_for(tmp_path):
+    """It would stop the whole server until somebody writes into it."""
+    path = tmp_path / "aiolog.toml"
+    with serve(tmp_path, '[sinks.app]\npath = "app.log"\n') as server, logger_to(server.port) as logger:
+        path.unlink()
+        os.mkfifo(path)
+        server.send(signal.SIGHUP)
+        server.expect(
+            r"not reloaded, everything stays as it was\. \S+: it is a pipe.*\. Put its content into a file.*\n"
+        )
+        logger.info("after")
+        assert flush(logger) == 1
+        assert server.stop() == 0
+        assert [record["msg"] for record in server.records("app.log")] == ["after"]
+
+
+def listening(server: ServerProcess) -> int:
+    """Return the port of a server, when it listens."""
+    server.ready()
+    return server.port
+
+
+def test_a_configuration_from_a_pipe_is_kept(tmp_path):
+    """`-c <(…)` is empty when it is read again, and an empty file is the defaults: records would go elsewhere."""
+    reader, writer = os.pipe()
+    os.write(writer, b'[sinks.app]\npath = "mine.log"\n')
+    os.close(writer)
+    try:
+        argv = ["-m", "aiolog.cli", "serve", "-c", "/dev/stdin", "--port", "0"]
+        server = ServerProcess(argv, directory=tmp_path, env={"AIOLOG_HTTP__PORT": "0"}, stdin=reader)
+        with contextlib.closing(server), logger_to(listening(server)) as logger:
+            server.send(signal.SIGHUP)
+            server.expect(r"not reloaded, everything stays as it was\. /dev/stdin: it is a pipe")
+            logger.info("after")
+            assert flush(logger) == 1
+            assert server.stop() == 0
+            assert [record["msg"] for record in server.records("mine.log")] == ["after"]
+            assert not (tmp_path / "logs").exists()
+    finally:
+        os.close(reader)
+
+
+def test_what_nobody_foresaw_in_a_reload_changes_nothing(tmp_path, monkeypatch):
+    """Whatever comes out of the reading of settings, the server goes on, and says so in one line."""
+    said = []
+    monkeypatch.setattr(service, "say", said.append)
+    config = Config(sinks={"app": FileSinkConfig(path="app.log")})
+    answers = [config, MemoryError("a\nb"), RecursionError("c" * 9000), config]
+
+    def load():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def reload_twice():
+        running = service.Service(load, tmp_path)
+        await running._fanout.open(running._lanes(config.sinks))
+        try:
+            for _ in range(3):
+                await running._reload()
+        finally:
+            await running._fanout.close()
+
+    asyncio.run(reload_twice())
+    first, second, last = said
+    assert first == (
+        "aiolog: not reloaded, everything stays as it was. The settings could not be read (MemoryError: a b). "
+        "Take the last change back, and check it with `aiolog validate`\n"
+    )
+    assert "RecursionError: ccc" in second
+    assert len(second) < 500
+    assert "reloaded, sinks changed: none" in last
+
+
 def test_only_changed_sinks_are_replaced(tmp_path):
     """SIGHUP exchanges, adds and removes sinks as the file says; what did not change goes on as it is."""
     before = """
@@ -510,6 +613,20 @@ def assert_one_sentence(result: subprocess.CompletedProcess[str], code: int) -> 
             ['[sinks.app] rename cannot have "body". Did you mean "Body"?'],
         ),
         ("[server\n", ["wrong.toml", "line 1"]),
+        (
+            '[sinks.app]\npath = "a.log"\nformat = "text"\ntemplate = "%(message)99999999999s"\n',
+            ["wrong.toml: [sinks.app] the template '%(message)99999999999s'", "Use smaller widths"],
+        ),
+        (
+            '[sinks.app]\npath = "a.log"\nformat = "text"\nstyle = "{"\ntemplate = "{message:>99999999999}"\n',
+            ["wrong.toml: [sinks.app] the template '{message:>99999999999}'", "Use smaller widths"],
+        ),
+        ('[sinks.app]\npath = "a.log"\nfilter = "level =="\n', ["wrong.toml: [sinks.app] the filter 'level =='"]),
+        ('[sinks.a]\npath = "a.log"\n[sinks.b]\npath = ".a.log.ledger"\n', ["wrong.toml: [sinks.b] path", "[sinks.a]"]),
+        ('[sinks.a]\npath = "a.log"\n[sinks.b]\npath = "x/../a.log.20200101T000000Z.0000"\n', ["a backup"]),
+        (f'[sinks.app]\npath = "{"a" * 245}.log"\n', ["wrong.toml: [sinks.app] the path", "has 249 bytes"]),
+        ('[server]\nhost = ".."\n', ["wrong.toml: [server] host cannot be"]),
+        ('[http]\nhost = "a..b"\n', ["wrong.toml: [http] host cannot be"]),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, text, said):
@@ -518,6 +635,52 @@ def test_wrong_settings_are_named(tmp_path, text, said):
     for argv in (["validate", "wrong.toml"], ["serve", "--port", "0", "-c", "wrong.toml"]):
         sentence = assert_one_sentence(aiolog(tmp_path, *argv), 78)
         assert all(word in sentence for word in said), sentence
+
+
+@pytest.mark.parametrize("what", ["-c", "token_file"])
+def test_what_never_ends_is_no_configuration(tmp_path, what):
+    """/dev/zero is refused after a mebibyte, by `validate`, `serve` and those who ask a server."""
+    env = {"AIOLOG_SERVER__TOKEN_FILE": "/dev/zero"} if what == "token_file" else {}
+    path = [] if env else ["/dev/zero"]
+    for argv in (
+        ["validate", *path],
+        ["serve", *(["-c", *path] if path else [])],
+        ["healthcheck", *(["-c", *path] if path else [])],
+    ):
+        assert "/dev/zero: it is larger than 1 MiB. " in assert_one_sentence(aiolog(tmp_path, *argv, env=env), 78)
+
+
+@pytest.mark.parametrize("host", ["..", "a" * 300, "ü" * 100])
+def test_a_host_that_is_no_name_is_said_by_all(tmp_path, host):
+    """Whoever is given it says so in one sentence, and which flag or variable it came from."""
+    for argv in (["serve"], ["healthcheck"], ["send", "hello"], ["recover", "."], ["demo"]):
+        sentence = assert_one_sentence(aiolog(tmp_path, *argv, "--host", host), 78)
+        assert sentence.startswith("aiolog: --host: [server] host cannot be ")
+    sentence = assert_one_sentence(aiolog(tmp_path, "validate", env={"AIOLOG_HTTP__HOST": host}), 78)
+    assert sentence.startswith("aiolog: environment variable AIOLOG_HTTP__HOST: [http] host cannot be ")
+
+
+def test_a_host_of_bytes_that_are_no_text(tmp_path):
+    """The environment may hold any byte, and the sentence shows it without being one that nobody can print."""
+    for argv in (["validate"], ["healthcheck"]):
+        sentence = assert_one_sentence(aiolog(tmp_path, *argv, env={"AIOLOG_SERVER__HOST": "a\udcff"}), 78)
+        assert "AIOLOG_SERVER__HOST: [server] host cannot be 'a\\udcff'" in sentence
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", "0"])
+@pytest.mark.parametrize("argv", [["healthcheck"], ["recover", "."], ["doctor"]])
+def test_a_timeout_is_a_number_of_seconds(tmp_path, argv, seconds):
+    """NaN passes every comparison, and a socket takes no more than some years."""
+    result = aiolog(tmp_path, *argv, f"--timeout={seconds}")
+    assert result.returncode == 2
+    assert "Invalid value for '--timeout'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf"])
+def test_a_rate_is_a_number(tmp_path, rate):
+    """So much and no other is asked of a demonstration."""
+    assert aiolog(tmp_path, "demo", "--count", "1", f"--rate={rate}").returncode == 2
 
 
 def test_right_settings_are_right(tmp_path):

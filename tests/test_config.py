@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import os
 import re
 import string
 import tomllib
@@ -15,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiolog import config as module
+from aiolog import service
 from aiolog.config import (
     GIB,
     KIB,
+    MAX_FILE_BYTES,
     MIB,
     Config,
     FileSinkConfig,
@@ -406,6 +410,10 @@ def test_settings_are_frozen():
             "[sinks.app]\ntype = 'file'",
             '[sinks.app] has no path. Give it path = "logs/app.log", or type = "stdout".',
         ),
+        ("[sinks.app]\npaht = 'x'", "[sinks.app] has no key paht. Did you mean path?"),
+        ("[sinks.app]\nlevel = 'INFO'\nPath = 'x'", "[sinks.app] has no key Path. Did you mean path?"),
+        ("[sinks.app]\ntyp = 'stdout'", "[sinks.app] has no key typ. Did you mean type?"),
+        ("[sinks.app]\ncolor = 'auto'", "[sinks.app] has no path. "),
         ("[sinks.app]\ntype = 'stdot'", '[sinks.app] type cannot be "stdot". Did you mean "stdout"?'),
         ("[sinks.app]\ntype = 3", '[sinks.app] type cannot be 3. Use one of "file", "stdout".'),
         ("[sinks.app]\npath = ''", '[sinks.app] path cannot be "". Use text such as "logs/app.log".'),
@@ -566,6 +574,100 @@ def test_two_sinks_with_one_file(other):
     assert text.startswith(f'aiolog.toml: [sinks.a] and [sinks.b] both have path = "{other}". Give each')
 
 
+@pytest.mark.parametrize(
+    "other",
+    [".app.log.ledger", ".app.log.ledger.new", "app.log.20200101T000000Z.0000", "app.log.20200101T000000Z.0000.gz",
+     "app.log.20200101T000000Z.0000.zst", "app.log.20200101T000000Z.0000.zst.tmp", "app.log.torn-20200101T000000Z",
+     "app.log.torn-20200101T000000Z.1", "./.app.log.ledger", "x/../.app.log.ledger", ".{app}.ledger"],
+)  # fmt: skip
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_sink_with_the_name_of_anothers_ledger_or_backup(other, order):
+    """It would be overwritten, or removed as too old, with all its records."""
+    sections = ["[sinks.a]\npath = 'logs/app.log'\n", f"[sinks.b]\npath = 'logs/{other}'\n"][::order]
+    path = "logs/" + other.removeprefix("./").removeprefix("x/../")
+    assert refusal("".join(sections)) == (
+        f'aiolog.toml: [sinks.b] path = "{path}" may be the name of a backup, a ledger or a torn line of [sinks.a], '
+        'whose path is "logs/app.log". Choose another name for one of them.'
+    )
+
+
+@pytest.mark.parametrize("name", ["app.log", ".app.log.ledger", "app.log.20200101T000000Z.0000"])
+@pytest.mark.parametrize("shape", ["link", "absolute"])
+def test_two_sinks_with_one_file_behind_a_link(tmp_path, name, shape):
+    """Where directories are known, another way to one of them is no other directory."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "link").symlink_to("logs")
+    other = f"link/{name}" if shape == "link" else f"{tmp_path}/logs/{name}"
+    path = tmp_path / "my.toml"
+    path.write_text(f"[sinks.a]\npath = 'logs/app.log'\n[sinks.b]\npath = '{other}'\n")
+    assert load(path, {}, {}).sinks
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: \[sinks\.[ab]\] .*\[sinks\.[ab]\]"):
+        load(path, {}, {}, directory=tmp_path)
+    path.write_text(f"[sinks.a]\npath = 'logs/{{app}}.txt'\n[sinks.b]\npath = '{other}'\n")
+    assert load(path, {}, {}, directory=tmp_path).sinks
+
+
+@pytest.mark.parametrize("host", ["..", "a..b", "a" * 300, "ü" * 100, "\udcff"])
+@pytest.mark.parametrize("section", ["server", "http"])
+def test_a_host_that_is_no_name(host, section):
+    """The system cannot even be asked for it; the key, the flag or the variable is named."""
+    said = f"[{section}] host cannot be "
+    if "\udcff" not in host:
+        assert refusal(f"[{section}]\nhost = '{host}'").startswith(f"aiolog.toml: {said}")
+    assert refusal(overrides={f"{section}.host": host}).startswith(f"--host: {said}")
+    name = f"AIOLOG_{section.upper()}__HOST"
+    assert refusal(environ={name: host}).startswith(f"environment variable {name}: {said}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fe80::1%eth0", "localhost", "bücher.example", "0.0.0.0", "a.b."])
+def test_a_host_that_may_be_a_name(host):
+    """Whether there is such a host only the system can tell."""
+    assert parse("", overrides={"server.host": host}).server.host == host
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "toml"),
+    [("template", "%(message", "'%(message'"), ("time_zone", "Europe/Berln", "'Europe/Berln'"),
+     ("fields", '["lvl"]', '["lvl"]'), ("rename", '{ lvl = "x" }', '{ lvl = "x" }'),
+     ("filter", "level ==", "'level =='")],
+)  # fmt: skip
+def test_what_a_sink_is_checked_for_names_who_said_it(key, value, toml):
+    """A template, a zone, a key and a filter are told by the file or the variable that they come from."""
+    shape = "json" if key in {"fields", "rename"} else "text"
+    rest = f"[sinks.app]\npath = 'x'\nformat = '{shape}'\nlevel = 'INFO'\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{rest}{key} = {toml}", check=service.format_of)
+    assert str(caught.value).startswith("aiolog.toml: [sinks.app] ")
+    name = f"AIOLOG_SINKS__APP__{key.upper()}"
+    with pytest.raises(ConfigError) as caught:
+        parse(rest + 'loggers = ["app"]', environ={name: value}, check=service.format_of)
+    assert str(caught.value).startswith(f"environment variable {name}: [sinks.app] ")
+    assert caught.value.args[0].split("[sinks.app] ")[1][0].islower()
+
+
+def test_a_right_sink_is_checked_once():
+    """To look for who was wrong is for those who are."""
+    checked = []
+    config = parse("[sinks.a]\npath = 'a'\n[sinks.b]\ntype = 'stdout'\n", check=checked.append)
+    assert checked == list(config.sinks.values())
+
+
+@pytest.mark.parametrize("kind", [ServerConfig, FileSinkConfig, StdoutSinkConfig])
+def test_examples_in_a_refusal_are_allowed(kind):
+    """Who types what the message shows is not refused again."""
+    section, rest = ("server", "") if kind is ServerConfig else ("sinks.a", f'type = "{kind.__struct_config__.tag}"\n')
+    rest += "path = 'x'\n" if kind is FileSinkConfig else ""
+    examples = 0
+    for key in kind.__struct_fields__:
+        if key.endswith("_bytes") or key in {"max_age", "reorder_window"}:
+            shown = refusal(f"[{section}]\n{rest}{key} = []")
+            number, text = re.search(r'such as (\S+) or ("[^"]+"), from', shown).groups()
+            configs = [parse(f"[{section}]\n{rest}{key} = {value}") for value in (number, text)]
+            assert configs[0] == configs[1]
+            examples += 1
+    assert examples == {ServerConfig: 4, FileSinkConfig: 6, StdoutSinkConfig: 1}[kind]
+
+
 @pytest.mark.parametrize("line", ['template = "x"', 'style = "{"', 'datefmt = "%Y"', 'escaping = "raw"',
                                   'time_zone = "UTC"', 'defaults = { user = "-" }',
                                   'multiline = "escape"'])  # fmt: skip
@@ -663,6 +765,51 @@ def test_load_of_what_cannot_be_read(tmp_path):
         with pytest.raises(ConfigError) as caught:
             load(path, {}, {})
         assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@contextlib.contextmanager
+def pipe_with(data):
+    """The path of a pipe that ends after the data, as the shell's <(…) gives."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    try:
+        yield Path(f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+
+
+def test_a_pipe_is_read_once():
+    """At a start it is a file as any other; later it would be empty, which is a configuration too."""
+    with pipe_with(b"[server]\nport = 1\n") as path:
+        assert load(path, {}, {}).server.port == 1
+        with pytest.raises(ConfigError, match=rf"^{path}: it is a pipe, .* only a regular file is read again\. Put"):
+            load(path, {}, {}, again=True)
+
+
+@pytest.mark.parametrize("key", ["configuration", "token_file"])
+def test_what_has_become_a_fifo_is_not_waited_for(tmp_path, key):
+    """A server that reloads would wait for a writer, and serve nobody meanwhile."""
+    path = tmp_path / "fifo"
+    path.write_text("")
+    arguments = (path, {}, {}) if key == "configuration" else (None, {}, {"server.token_file": str(path)})
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=f"^{path}: it is a pipe"):
+        load(*arguments, again=True)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_file_without_end(tmp_path, again):
+    """What is larger than any configuration is not one, and is not read to its end."""
+    large = tmp_path / "large"
+    large.write_bytes(b"#" * MAX_FILE_BYTES)
+    assert load(large, {}, {}, again=again) == Config()
+    large.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    for path in (large, Path("/dev/zero")):
+        for arguments in ((path, {}, {}), (None, {}, {"server.token_file": str(path)})):
+            with pytest.raises(ConfigError, match=rf"^{path}: it is (larger than 1 MiB\. Check|a pipe, a device)"):
+                load(*arguments, again=again)
 
 
 def test_token_file(tmp_path):

@@ -38,7 +38,6 @@ from aiolog.protocol import (
     encode,
     pack_record,
 )
-from aiolog.server import ENDED_SECONDS
 from aiolog.source import MAX_LABEL_CHARS, MAX_LABELS, MAX_SITES, MAX_THREADS
 
 BYE = encode(Bye())
@@ -350,7 +349,9 @@ def test_a_session_that_ended_is_forgotten_and_not_missed(world, client, sink):
     client.send(batch(1, "a"), BYE)
     world.run()
     world.do(world.server.listen("127.0.0.1", 0)).result()
-    world.run(ENDED_SECONDS + 1)
+    world.run(58)
+    assert [*world.server.sessions] == [client.session]
+    world.run(3)
     assert world.server.sessions == {}
     assert sink.messages == ["a"]
     for listener in world.server._listeners:
@@ -928,6 +929,37 @@ def test_a_batch_of_a_lost_connection_is_still_held(world, sink):
     world.run()
     assert len(sink.messages) == 10
     assert world.server.held_bytes == 0
+
+
+@pytest.mark.parametrize("then", ["stays", "half-closes", "is cut"])
+def test_what_the_sinks_have_is_bounded_whoever_sent_it(then):
+    """Many that come, send a batch and go: the sink has the first, the others' frames wait, or go with them."""
+    sink = MemorySink()
+    world = World([sink], max_inflight_bytes=100 * KIB)
+    sink.hold()
+    clients = []
+    for _ in range(30):
+        client = world.client().hello(batch(1, "x" * 30 * KIB))
+        if then == "half-closes":
+            client.transport.end()
+        elif then == "is cut":
+            client.transport.lose()
+        clients.append(client)
+        world.run()
+    assert 100 * KIB < world.server.delivering_bytes < 132 * KIB
+    assert (world.server.held_bytes < 132 * KIB) == (then == "is cut")
+    world.look(world.server.limits.heartbeat_seconds + 1)
+    sink.let()
+    for _ in range(30):
+        world.run()
+        for client in clients:
+            client.connection.read_on()
+    world.run()
+    assert len(sink.messages) == (4 if then == "is cut" else 30)
+    assert world.server.held_bytes == world.server.delivering_bytes == 0
+    if then != "is cut":
+        assert [{Busy(), Ack(1)} <= {*client.said()} for client in clients] == [True] * 30
+    world.close()
 
 
 def statements(count, chars=100):

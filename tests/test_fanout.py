@@ -10,7 +10,7 @@ import pytest
 from memory import MIB, MemorySink, World
 
 from aiolog.errors import ConfigError
-from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, Delivery
+from aiolog.fanout import MAX_RETRY_SECONDS, RETRY_SECONDS, STUCK_SECONDS, Delivery
 from aiolog.source import Room, Site, Source, Thread
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -77,7 +77,6 @@ def test_what_comes_during_a_write_is_written_in_one_group(world, sink, delivery
     world.run()
     assert [messages(group) for group in sink.tried] == [["a"], ["b", "c", "d"]]
     assert delivery.done == list("abcd")
-    assert world.fanout.lanes["memory"].written_records == 4
 
 
 def test_a_group_that_failed_is_written_again_as_it_was(world, sink, delivery):
@@ -90,11 +89,25 @@ def test_a_group_that_failed_is_written_again_as_it_was(world, sink, delivery):
     world.fanout.deliver(delivery("c"))
     world.run(RETRY_SECONDS)
     assert [messages(group) for group in sink.tried] == [["a", "b"], ["a", "b"]]
-    assert (lane.failing, lane.failures, delivery.done) == (True, 2, [])
+    assert (lane.failing, delivery.done) == (True, [])
     sink.error = None
     world.run(10)
     assert sink.messages == delivery.done == ["a", "b", "c"]
     assert not lane.failing
+
+
+def test_a_write_that_does_not_end_fails(world, sink, delivery):
+    """Who asks for the server's health hears it, as of an error, until it ends."""
+    (lane,) = opened(world, sink)
+    sink.hold()
+    world.fanout.deliver(delivery("a"))
+    world.run(STUCK_SECONDS - 1)
+    assert not lane.failing
+    world.run(2)
+    assert lane.failing
+    sink.let()
+    world.run()
+    assert (lane.failing, delivery.done) == (False, ["a"])
 
 
 def test_a_sink_that_fails_is_tried_less_and_less_often(world, sink, delivery):
@@ -343,6 +356,20 @@ def test_replace_lets_old_lanes_finish_and_holds_what_comes(world, delivery):
     done.result()
     assert (kept.messages, old.messages, fresh.messages) == (["a", "b"], ["a"], ["b"])
     assert delivery.done == ["a", "b"]
+
+
+def test_a_lane_that_is_being_replaced_blocks_still(world, delivery):
+    """A session that comes meanwhile is told what that sink has, too: what it lacks must come again."""
+    kept, old, fresh = MemorySink("kept"), MemorySink("app"), MemorySink("app")
+    opened(world, kept, old)
+    old.hold()
+    world.fanout.deliver(delivery("a"))
+    done = replace(world, [fresh], kept={"kept"})
+    assert {lane.sink for lane in world.fanout.blocking()} == {kept, old}
+    old.let()
+    world.run()
+    done.result()
+    assert {lane.sink for lane in world.fanout.blocking()} == {kept, fresh}
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -200,6 +201,40 @@ def test_defaults_stand_where_a_record_lacks_an_extra():
 def test_a_default_is_escaped_as_all_else():
     """The operator's own text forges no line either."""
     assert Worker().lines(text("%(user)s %(message)s", defaults={"user": "a\nb"})) == ["a\n\t| b hello\n"] * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ("%(message)99999999999s", "%"),
+        ("%(message)10001s", "%"),
+        ("%(process).99999999999d", "%"),
+        ("%(process)0" + "9" * 5000 + "d", "%"),
+        ("%(message)400s" * 30, "%"),
+        ("{message:>99999999999}", "{"),
+        ("{message:>" + "9" * 5000 + "}", "{"),
+        ("{created:.99999f}", "{"),
+        ("{message:>１００００００００}", "{"),
+        ("x" * 10_001, "%"),
+    ],
+)
+def test_a_width_that_no_line_needs_is_refused(template, style):
+    """It would take gigabytes for the first record, or already for the try; nothing of that size is tried."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=r"has more than 10000 characters\. Use smaller widths") as caught:
+            text(template, style=style)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 400
+    text("%(message)-500s|%(process)0010d %(msecs)03d %(created).6f")
+
+
+def test_a_refused_template_is_a_part_of_a_sentence():
+    """Who refused it is said before it."""
+    with pytest.raises(ConfigError, match=r"^the template '%\(message' \(style '%', datefmt None\) cannot be used: "):
+        text("%(message")
 
 
 def test_a_default_that_its_field_cannot_show_is_refused():

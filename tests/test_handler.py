@@ -349,7 +349,7 @@ def test_a_record_without_attributes_is_a_record(server, handler):
 def test_an_encoder_that_fails_is_reported_as_logging_does(server, handler, monkeypatch, capsys):
     """Whatever goes wrong ends in handleError(), which prints, and prints nothing if raiseExceptions is off."""
     handler.handle(record("first"))
-    encoder = handler._encoder
+    encoder = handler._life[1]
     monkeypatch.setattr(encoder, "encode", lambda *_: 1 / 0)
     handler.handle(record("second"))
     assert "--- Logging error ---" in capsys.readouterr().err

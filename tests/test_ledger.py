@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from memory import kept
 
 from aiolog import formatting, ledger
+from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery
 from aiolog.ledger import ALL, COMPACT_BYTES, GROUP, MAGIC, NONE, Entry, Ledger, Run, decode, encode
 from aiolog.sinks.file import FileSink
@@ -211,20 +214,111 @@ def test_where_there_is_no_room_for_a_short_one_the_long_one_grows(opened, monke
     assert len(one.warnings) < 5
 
 
+class Time:
+    """A machine's clocks: what the wall says may jump; what the process lives through does not."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+        self.ticks = 5.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        self.ticks += seconds
+
+    @property
+    def clocks(self):
+        return {"clock": lambda: self.now, "monotonic": lambda: self.ticks}
+
+
 def test_sessions_expire_across_restarts(opened):
     """A session that does not come back is forgotten after its time, however often the server starts meanwhile."""
-    now = [1000.0]
-    one = opened(clock=lambda: now[0])
+    time = Time()
+    one = opened(**time.clocks)
     one.settle(INODE, 0)
     group(one, Run(A, 1, 1))
-    for _ in range(4):
+    for n in range(4):
+        time.pass_by(30)
+        group(one, Run(B, n + 1, 1))
         one.settle(INODE, 2)
         one.close()
-        now[0] += 30
-        one = opened(clock=lambda: now[0])
+        one = opened(**time.clocks)
         one.settle(INODE, 2)
-        group(one, Run(B, one.mark(B) or 1, 1))
-    assert (one.mark(A), one.mark(B)) == (None, 1)
+    assert (one.mark(A), one.mark(B)) == (None, 4)
+
+
+def test_sessions_expire_while_the_server_runs(opened, monkeypatch):
+    """However long it does, a session that does not come back is forgotten after its time."""
+    monkeypatch.setattr(ledger, "COMPACT_BYTES", 1)
+    time = Time()
+    one = opened(**time.clocks)
+    one.settle(INODE, 0)
+    group(one, Run(A, 1, 1))
+    for n in range(100):
+        assert one.mark(A) == (1 if n <= 10 else None)
+        time.pass_by(10)
+        group(one, Run(B, n + 1, 1))
+        while not one.is_long:
+            group(one, Run(B, n + 1, 1))
+        one.settle(INODE, 2)
+
+
+YEAR_SECONDS = 366 * 86_400.0
+
+
+@pytest.mark.parametrize("jump", [101.0, 8 * 86_400.0, 50 * YEAR_SECONDS, -8 * 86_400.0, -50 * YEAR_SECONDS])
+@pytest.mark.parametrize("is_orderly", [True, False])
+def test_time_in_which_no_server_ran_makes_nobody_old(opened, jump, is_orderly):
+    """A server that was off for longer than sessions are kept, or a clock that was set meanwhile, costs no mark."""
+    time = Time()
+    one = opened(**time.clocks)
+    one.settle(INODE, 0)
+    group(one, Run(A, 1, 1))
+    time.pass_by(40)
+    group(one, Run(B, 1, 1))
+    if is_orderly:
+        one.settle(INODE, 2)
+    one.close()
+    time.now += jump
+    again = opened(**time.clocks)
+    for entry in again.doubtful:
+        again.apply(entry)
+    again.settle(INODE, 2)
+    assert (again.mark(A), again.mark(B)) == (1, 1)
+    assert {session: round(time.now - seen_at) for session, (_, seen_at) in again.marks.items()} == {A: 40, B: 0}
+    for _ in range(2):  # and now it is
+        time.pass_by(40)
+        group(again, Run(B, 2, 1))
+    again.settle(INODE, 2)
+    again.close()
+    last = opened(**time.clocks)
+    for entry in last.doubtful:
+        last.apply(entry)
+    last.settle(INODE, 2)
+    assert (last.mark(A), last.mark(B)) == (None, 2)
+
+
+@pytest.mark.parametrize("jump", [8 * 86_400.0, 50 * YEAR_SECONDS, -8 * 86_400.0])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_clock_that_jumps_under_a_running_server_makes_nobody_old(opened, monkeypatch, jump, is_killed):
+    """Neither for itself, nor for the server that reads what a killed one left."""
+    monkeypatch.setattr(ledger, "COMPACT_BYTES", 1)
+    time = Time()
+    one = opened(**time.clocks)
+    one.settle(INODE, 0)
+    group(one, Run(A, 1, 1))
+    time.pass_by(40)
+    time.now += jump
+    group(one, Run(B, 1, 1))
+    while not (is_killed or one.is_long):
+        group(one, Run(B, 1, 1))
+    if is_killed:
+        one.close()
+        one = opened(**time.clocks)
+        for entry in one.doubtful:
+            one.apply(entry)
+    one.settle(INODE, 2)
+    assert (one.mark(A), one.mark(B)) == (1, 1)
+    assert one.marks[B][1] == time.now
 
 
 def test_the_oldest_sessions_give_way(opened):
@@ -266,6 +360,84 @@ def test_damage_is_known(opened, tmp_path, damage):
     assert again.is_damaged
     again.settle(INODE, 2)
     assert not opened().is_damaged
+
+
+def test_a_ledger_of_three_gigabytes_is_read_as_far_as_it_tells(opened, tmp_path):
+    """What is no entry is not read, however much of it there is; what stands before it counts."""
+    path = tmp_path / ".app.log.ledger"
+    for content in (b"", MAGIC, MAGIC + b"\xff\xff\xff\x7f" + bytes(4)):
+        path.write_bytes(content)
+        os.truncate(path, 3 << 30)
+        tracemalloc.start()
+        assert opened().is_damaged
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+    path.unlink()
+    one = opened()
+    one.settle(INODE, 0)
+    group(one, Run(A, 1, 1))
+    one.settle(INODE, 2)
+    os.truncate(path, 3 << 30)
+    again = opened()
+    assert (again.is_damaged, again.mark(A)) == (True, 1)
+    again.settle(INODE, 2)
+    assert path.stat().st_size < 200
+
+
+def test_a_ledger_that_is_longer_than_any_is_damaged(opened, monkeypatch, tmp_path):
+    """The bound on what is read follows from when it is compacted, and how often that may fail."""
+    monkeypatch.setattr(ledger, "COMPACT_BYTES", 100)
+    path = tmp_path / ".app.log.ledger"
+    entries = [encode(Entry(GROUP, 1.0, INODE, 0, 0, 0, (Run(A, n, 1),))) for n in range(1, 1000)]
+    path.write_bytes(MAGIC + b"".join(entries))
+    one = opened(max_sessions=1)
+    assert one.is_damaged
+    assert 16 * 100 <= sum(len(encode(entry)) for entry in one.doubtful) < 100 * 100
+    monkeypatch.undo()
+    one = opened()
+    assert (one.is_damaged, len(one.doubtful)) == (False, 999)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "zeros", "directory", "nowhere"])
+def test_what_is_no_file_is_no_ledger(opened, tmp_path, kind):
+    """It is refused with its path, and neither waited for nor read for ever."""
+    path = tmp_path / ".app.log.ledger"
+    (tmp_path / "other").write_bytes(MAGIC)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to({"link": "other", "zeros": "/dev/zero", "nowhere": "nowhere"}[kind])
+    with pytest.raises(ConfigError, match=re.escape(f"{path} is not a regular file. Remove it")):
+        opened()
+
+
+@pytest.mark.parametrize("name", [".app.log.ledger", ".app.log.ledger.new"])
+def test_a_directory_in_the_way_is_named(opened, tmp_path, name):
+    """Where a ledger is to be written, it is said which one, and what to do."""
+    one = opened()
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match="is a directory") as caught:
+        one.settle(INODE, 0)
+    assert reason(caught.value) == f"{tmp_path / name} is a directory. Remove it"
+    (tmp_path / name).rmdir()
+    one.settle(INODE, 0)
+
+
+@pytest.mark.parametrize("name", [".app.log.ledger", ".app.log.ledger.new"])
+async def test_a_pipe_in_the_place_of_a_ledger_ends_the_start(tmp_path, name):
+    """With a sentence that has its path; beside it, it is replaced."""
+    os.mkfifo(tmp_path / name)
+    warnings = []
+    sink = FileSink("all", tmp_path / "app.log", FORMATS["json"], clock=lambda: 1.0, warn=warnings.append)
+    if name.endswith(".new"):
+        await sink.open()
+        await sink.close()
+        assert not (tmp_path / name).exists()
+    else:
+        with pytest.raises(ConfigError, match=re.escape(f"sink all: {tmp_path / name} is not a regular file")):
+            await sink.open()
 
 
 def test_an_entry_cut_short_by_a_kill_is_no_damage(opened, tmp_path):

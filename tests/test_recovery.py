@@ -11,7 +11,7 @@ import pytest
 from fake_server import FakeServer
 from test_spool import files, left_behind, new
 
-from aiolog import AiologHandler, recovery
+from aiolog import AiologHandler, recovery, segments
 from aiolog.protocol import pack_record
 from aiolog.recovery import recover
 
@@ -109,6 +109,56 @@ def test_a_stranger_is_named_and_left(server, tmp_path):
     ]
     assert server.texts == ["one"]
     assert (tmp_path / "stranger" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("pattern", ["owner", "sites", "*.seg"])
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "huge"])
+def test_what_is_no_file_of_a_spool_costs_the_others_nothing(server, tmp_path, pattern, kind):
+    """A pipe that nobody writes, a link, a directory, a terabyte of nothing: named and left, the next is sent."""
+    leave(tmp_path / "spools", "bad")
+    (bad,) = files(tmp_path / "spools", f"*/{pattern}")
+    moved = bad.rename(tmp_path / "moved")
+    if kind == "fifo":
+        os.mkfifo(bad)
+    elif kind == "link":
+        bad.symlink_to(moved)
+    elif kind == "directory":
+        bad.mkdir()
+    else:
+        with bad.open("wb") as file:
+            file.truncate(1 << 40)
+    os.utime(bad.parent, (1, 1))  # the oldest comes first
+    leave(tmp_path / "spools", "good")
+    found = list(recover(str(tmp_path / "spools"), *server.address))
+    assert server.texts == ["good"]
+    assert [(one.records, one.left) for one in found] == [(0, True), (1, False)]
+    assert found[0].path == str(bad.parent)
+    named = str(bad.parent if (pattern, kind) == ("owner", "huge") else bad)
+    assert found[0].text.startswith(named)
+    assert found[0].text.endswith("; it is left as it is")
+    assert os.path.lexists(bad)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("odd")])
+def test_whatever_one_spool_raises_is_said(server, tmp_path, monkeypatch, error):
+    """And the others do not wait for it."""
+    for text in ("bad", "good"):
+        leave(tmp_path, text)
+    real, raised = segments.Home.definitions, []
+
+    def definitions(home):
+        if not raised:
+            raised.append(home.path)
+            raise error
+        return real(home)
+
+    monkeypatch.setattr(segments.Home, "definitions", definitions)
+    found = list(recover(str(tmp_path), *server.address))
+    assert [(one.records, one.left) for one in found] == [(0, True), (1, False)]
+    assert found[0].text == f"{raised[0]} cannot be read ({error!r}); it is left as it is"
+    monkeypatch.undo()
+    list(recover(str(tmp_path), *server.address))
+    assert sorted(server.texts) == ["bad", "good"]
 
 
 def test_a_handler_that_starts_sends_what_was_left(server, tmp_path, capfd):

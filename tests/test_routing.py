@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import PurePosixPath
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from aiolog.backups import PARTIAL
 from aiolog.errors import ConfigError
-from aiolog.rotation import next_backup, split_backup
-from aiolog.routing import MAX_COMPONENT_CHARS, OTHER, PathTemplate, safe
+from aiolog.livefile import Keeping, LiveFile
+from aiolog.rotation import SUFFIXES, Retention, Rotation, next_backup, split_backup
+from aiolog.routing import MAX_COMPONENT_CHARS, MAX_NAME_BYTES, OTHER, OWN_TAIL_BYTES, PathTemplate, safe
 
 VALUES = {"app": "shop", "host": "web1", "logger": "shop.orders", "process": "worker-1", "level": "INFO"}
 TEMPLATES = ("{app}/{logger}.log", "{app}-{logger}.log", "a{level}b{app}/{host}", "{logger}-{date}.log",
@@ -81,6 +84,15 @@ def test_a_safe_name_is_injective(first, second):
         ("logs/{date:%Y-%-m}.log", "are not all of one length"),
         ("logs/{date:%e}.log", "are not all of one length"),
         ("logs/{date:%-H}.log", "are not all of one length"),
+        (
+            "logs/" + "a" * 222 + ".log",
+            "has 226 bytes, and a name has at most 225, with room for the names of its backups",
+        ),
+        ("logs/" + "ü" * 111 + ".log", "has 226 bytes"),
+        ("d" * 256 + "/app.log", "has 256 bytes, and a name has at most 255. Shorten it"),
+        ("d" * 256 + "/{app}.log", "has 256 bytes"),
+        ("ü" * 90 + "{app}.log", "too little room"),
+        ("logs/{date:" + "%A" * 40 + "}.log", "the date in"),
     ],
 )
 def test_what_is_no_template_is_refused(text, said):
@@ -144,6 +156,88 @@ def test_templates_that_cannot_meet_do_not(text, first):
     path = template.dated(template.resolve(first), "2026-11-28")
     assume("{" not in path)
     assert template.may_meet(PathTemplate(f"logs/{path}"))
+
+
+def beside(directory, name):
+    """Return the names of all that a live file ever has beside it, as those who make them make them."""
+    live = LiveFile(
+        directory / name,
+        Keeping(Rotation(), Retention(), "", "written", session_ttl_seconds=1.0, max_sessions=1),
+        whole_records=lambda data: [len(data)],
+        backups_thread=None,
+        clock=lambda: 0.0,
+        warn=pytest.fail,
+    )
+    backup = next_backup(name, 1_795_420_862, [])
+    found = [live.ledger.path.name, live.ledger.path.name + ".new"]
+    found += [backup + suffix + partial for suffix in SUFFIXES.values() for partial in ("", PARTIAL)]
+    (directory / name).write_bytes(b"torn")
+    live._descriptor = os.open(directory / name, os.O_RDONLY)
+    found += [live._move_torn(0, 4, 1_795_420_862.0).name for _ in range(2)]
+    live.close()
+    return found
+
+
+@pytest.mark.parametrize("keeper", ["app.log", "{app}.log", "a{app}-{logger}.log"])
+def test_what_stands_beside_a_file_is_nobody_elses(tmp_path, keeper):
+    """Whoever had the name of a ledger, a backup or a torn line for a live file would destroy it, or be destroyed."""
+    name = {"{app}.log": "shop.log", "a{app}-{logger}.log": "ashop-x.log"}.get(keeper, keeper)
+    found = beside(tmp_path, name)
+    assert len(found) == 10
+    ours = PathTemplate(f"logs/{keeper}")
+    for other in found:
+        assert ours.may_spoil(PathTemplate(f"logs/{other}")), other
+        assert not PathTemplate(f"logs/{other}").may_spoil(ours)
+        assert not ours.may_spoil(PathTemplate(f"logs/x/{other}"))
+        assert not ours.may_spoil(PathTemplate(f"other/{other}"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("logs/app.log", "logs/.{app}.ledger", True),
+        ("logs/{app}.log", "logs/.{logger}.log.ledger", True),
+        ("logs/app.log", "logs/app.log.{app}", True),
+        ("logs/{app}/x.log", "logs/shop/.x.log.ledger", True),
+        ("logs/app.log", "logs/{app}.ledger", False),
+        ("logs/app.log", "logs/app.log.{date}", False),
+        ("logs/app.log", "logs/{app}.txt", False),
+        ("logs/app.log", "logs/app.log.20200101", False),
+        ("logs/app1.log", "logs/app2.log.20200101T000000Z.0000", False),
+        ("logs/app.log", "logs/.app.log", False),
+        ("logs/app.log", "logs/app.log.ledger", False),
+        (".", "app.log", False),
+        ("app.log", ".", False),
+    ],
+)
+def test_two_templates_of_which_one_could_spoil_the_other(one, other, expected):
+    """What no record can be called is no reason to refuse, and what one can be called is."""
+    assert PathTemplate(one).may_spoil(PathTemplate(other)) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "of_record"),
+    [
+        ("{app}.{logger}", {"app": "shop.log", "logger": "20200101T000000Z.0000"}),
+        ("{app}.{logger}", {"app": "shop.log", "logger": "20200101T000000Z.0000.zst"}),
+        ("app.log.{app}", {"app": "20200101T000000Z.0000"}),
+        ("{app}.0000", {"app": "shop.log.20200101T000000Z"}),
+    ],
+)
+def test_no_record_is_called_as_a_backup(text, of_record):
+    """Neither by one field nor by two together, or with what stands between them in the template."""
+    template = PathTemplate(f"logs/{text}")
+    path = template.resolve(VALUES | of_record)
+    assert split_backup(path) is None
+    assert "~" in path
+    assert template.family(path) == path
+
+
+def test_the_longest_name_has_room_for_all_that_stands_beside_it(tmp_path):
+    """A live file that is accepted can be rotated, compressed and repaired."""
+    name = "a" * (MAX_NAME_BYTES - OWN_TAIL_BYTES)
+    PathTemplate(f"logs/{name}")
+    assert max(map(len, beside(tmp_path, name))) == MAX_NAME_BYTES
 
 
 def test_a_backup_of_a_routed_file_is_taken_apart():

@@ -491,15 +491,18 @@ def test_who_never_rests_asks_for_acks_too(server, new_client, monkeypatch, paus
     assert numbers(server) == list(range(count))
 
 
-def test_much_does_not_wait_for_an_ack(server, client):
+def test_much_waits_neither_for_an_ack_nor_for_a_beat(server, new_client, monkeypatch):
     """From 64 KiB on records travel at once."""
+    monkeypatch.setattr(sender_module, "BEAT_SECONDS", 60.0)
+    monkeypatch.setattr(sender_module, "BUSY_SECONDS", 240.0)
+    client = new_client()
     server.on_batch = FakeServer.keep
     client.log(0)
     server.wait_for(lambda: server.peers and server.peers[0].batches)
     client.log("1".ljust(COALESCE_BYTES))
     client.log(2)  # something has to wake the thread: the ack would, but there is none
     client.wake()
-    server.wait_for(lambda: len(server.peers[0].seqs) >= 2)
+    server.wait_for(lambda: len(server.peers[0].seqs) >= 2, timeout=SOON_SECONDS)
 
 
 def test_the_window_is_respected(server, new_client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -123,6 +124,91 @@ async def test_a_unix_socket_that_cannot_be_made_is_the_operators_to_solve(serve
     """The error names the path."""
     with pytest.raises(ConfigError, match=r"cannot listen on the Unix socket .*missing"):
         await server.listen("127.0.0.1", 0, str(tmp_path / "missing" / "aiolog.sock"))
+
+
+def listening(path, backlog=8):
+    """Return a socket of somebody else that listens there."""
+    other = socket.socket(socket.AF_UNIX)
+    other.bind(str(path))
+    other.listen(backlog)
+    other.settimeout(5)
+    return other
+
+
+@pytest.mark.parametrize("waiting", [0, 3])
+async def test_a_unix_socket_of_a_running_server_is_left_to_it(server, tmp_path, waiting):
+    """Also of one that is so busy that nobody more may wait: the error says what to do, the first is as before."""
+    path = tmp_path / "aiolog.sock"
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(listening(path, 1 if waiting else 8))
+        for _ in range(waiting):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(str(path))
+        inode = path.stat().st_ino
+        with pytest.raises(
+            ConfigError, match=r"aiolog\.sock .*listened on by another server\. Stop that one, or choose"
+        ):
+            await server.listen("127.0.0.1", 0, str(path))
+        await server.drain()
+        await server.close()
+        assert path.stat().st_ino == inode
+        other.accept()[0].close()
+
+
+async def test_a_unix_socket_that_nobody_listens_on_is_replaced(server, tmp_path):
+    """A server that was killed leaves one."""
+    path = tmp_path / "aiolog.sock"
+    listening(path).close()
+    await server.listen("127.0.0.1", 0, str(path))
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"SSH-2.0-OpenSSH\r\n")
+    assert b"SSH client" in await reader.read(1_000)
+    writer.close()
+    await server.drain()
+
+
+async def test_what_is_no_socket_is_never_replaced(server, tmp_path):
+    """A wrong path must not cost anybody a file, and the advice must not be to remove it."""
+    path = tmp_path / "aiolog.sock"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"aiolog\.sock: what is there is no socket\. Choose another") as caught:
+        await server.listen("127.0.0.1", 0, str(path))
+    assert "Remove" not in str(caught.value)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("is_drained", [True, False])  # a start that fails later on only closes
+def test_a_server_removes_its_own_unix_socket(tmp_path, new_loop, is_drained):
+    """At the end, also of a start that fails: nobody shall connect to what is no more. Not that of a successor."""
+    path = tmp_path / "aiolog.sock"
+
+    async def live(after):
+        server = Server(
+            Fanout(), LIMITS, Report(time.monotonic, lambda line: None), durability="written", wall_clock=time.time
+        )
+        await server.listen("127.0.0.1", 0, str(path))
+        after()
+        if is_drained:
+            await server.drain()
+        await server.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(live(lambda: None))
+        assert not path.exists()
+        runner.run(live(path.unlink))
+        assert not path.exists()
+        with contextlib.ExitStack() as stack:
+
+            def succeed():
+                path.unlink()
+                stack.enter_context(listening(path))
+
+            runner.run(live(succeed))
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
 
 
 # -- limits

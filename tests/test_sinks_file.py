@@ -25,7 +25,7 @@ from memory import kept
 
 from aiolog import backups as backups_module
 from aiolog import formatting, ledger
-from aiolog.errors import ConfigError
+from aiolog.errors import ConfigError, reason
 from aiolog.fanout import Delivery
 from aiolog.livefile import ROTATION_RETRY_SECONDS
 from aiolog.rotation import Schedule, parse_backup, stamp_text
@@ -719,8 +719,8 @@ async def test_a_file_that_logrotate_renamed_is_made_anew(opened, path, tmp_path
     assert ((tmp_path / "app.log.1").read_text(), path.read_text(), warnings) == ("a\n", "b\n", [])
 
 
-async def test_a_file_and_directory_that_were_removed_are_made_anew(opened, tmp_path):
-    """Even after ``rm -r logs`` the next group has a file."""
+async def test_a_file_and_directory_that_were_removed_are_made_anew(opened, tmp_path, warnings):
+    """Even after ``rm -r logs`` the next group has a file, and what is gone is said."""
     path = tmp_path / "logs" / "app.log"
     sink = await opened(path)
     await sink.write([deliver("a")])
@@ -728,6 +728,7 @@ async def test_a_file_and_directory_that_were_removed_are_made_anew(opened, tmp_
     await sink.write([deliver("b")])
     assert path.read_text() == "b\n"
     assert visible(path.parent) == ["app.log"]
+    assert [f"{path} was removed by somebody else, and 2 bytes with it" in text for text in warnings] == [True]
 
 
 async def test_a_removed_file_that_cannot_be_made_anew_takes_nothing(opened, path):
@@ -735,8 +736,9 @@ async def test_a_removed_file_that_cannot_be_made_anew_takes_nothing(opened, pat
     sink, group = await opened(), [deliver("b")]
     path.unlink()
     path.mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(OSError, match=f"cannot open {path}: Is a directory") as caught:
         await sink.write(group)
+    assert str(path) in reason(caught.value)
     path.rmdir()
     await sink.write(group)
     assert path.read_text() == "b\n"

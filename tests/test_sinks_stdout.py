@@ -57,7 +57,7 @@ def drain(reader: int, count: int) -> bytes:
 
 async def test_a_group_comes_out_in_order(pipe):
     """Notices stand before the records of their delivery; records and bytes are counted."""
-    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
+    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"], warn=str)
     await sink.open()
     await sink.write([deliver("a", "b", notices=["n"]), deliver("ä")])
     await sink.close()
@@ -67,7 +67,7 @@ async def test_a_group_comes_out_in_order(pipe):
 
 async def test_what_a_sink_does_not_take_is_not_written(pipe):
     """A group of records of other sinks costs no call."""
-    sink = StdoutSink("console", formatting.text("%(message)s", accepts=lambda _site: False), descriptor=-1)
+    sink = StdoutSink("console", formatting.text("%(message)s", accepts=lambda _site: False), descriptor=-1, warn=str)
     await sink.write([deliver("a")])
     assert (sink.records_written, sink.records_dropped, sink.write_errors) == (0, 0, 0)
 
@@ -77,7 +77,7 @@ async def test_what_a_sink_does_not_take_is_not_written(pipe):
 
 async def test_a_reader_that_stops_holds_up_only_the_lane(pipe):
     """The loop runs on, the lane waits, and what was handed over comes out when the reader goes on (fault F26)."""
-    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
+    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"], warn=str)
     line = "x" * 1000
     writing = asyncio.ensure_future(sink.write([deliver(*[line] * 1000)]))
     for _ in range(3):  # the loop turns, and would time out here if it were held up
@@ -90,7 +90,7 @@ async def test_a_reader_that_stops_holds_up_only_the_lane(pipe):
 
 async def test_a_cancelled_write_still_comes_out_in_order(pipe):
     """What the thread has it writes, and what is written later stands behind it."""
-    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
+    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"], warn=str)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(sink.write([deliver("x" * 100_000)]), 0.01)
     later = asyncio.ensure_future(sink.write([deliver("later")]))
@@ -98,18 +98,21 @@ async def test_a_cancelled_write_still_comes_out_in_order(pipe):
     await later
 
 
-async def test_a_reader_that_is_gone_disables_the_sink_quietly(pipe):
-    """A closed pipe raises nothing: this group and all later ones are counted as dropped."""
-    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
+async def test_a_reader_that_is_gone_disables_the_sink(pipe):
+    """A closed pipe raises nothing: that is said once, and this group and all later ones are counted as dropped."""
+    warned = []
+    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"], warn=warned.append)
     os.close(pipe.pop("reader"))
     await sink.write([deliver("a", "b")])
     await sink.write([deliver("c")])
     assert (sink.disabled, sink.records_dropped, sink.records_written, sink.write_errors) == (True, 3, 0, 1)
+    (text,) = warned
+    assert text.startswith("sink console lost its output: Broken pipe. Nothing more is written there")
 
 
 async def test_output_that_is_closed_from_the_start_disables_the_sink():
     """``aiolog serve >&-`` serves all the same."""
-    sink = StdoutSink("console", MESSAGE, descriptor=-1)
+    sink = StdoutSink("console", MESSAGE, descriptor=-1, warn=str)
     await sink.open()
     await sink.write([deliver("a")])
     assert (sink.disabled, sink.records_dropped) == (True, 1)
@@ -119,16 +122,18 @@ async def test_output_that_is_closed_from_the_start_disables_the_sink():
 async def test_a_full_disk_costs_the_group_and_not_the_sink():
     """Output cannot be taken back, so it is not tried again; there may be room later."""
     descriptor = os.open("/dev/full", os.O_WRONLY)
-    sink = StdoutSink("console", MESSAGE, descriptor=descriptor)
+    warned = []
+    sink = StdoutSink("console", MESSAGE, descriptor=descriptor, warn=warned.append)
     await sink.write([deliver("a")])
     os.close(descriptor)
+    assert ["No space left on device. What it refuses does not come again" in text for text in warned] == [True]
     assert (sink.disabled, sink.records_dropped, sink.write_errors) == (False, 1, 1)
 
 
 async def test_a_stream_that_somebody_made_non_blocking_is_waited_for(pipe):
     """Another process on the same terminal may do that; nothing is lost by it."""
     os.set_blocking(pipe["writer"], False)
-    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"])
+    sink = StdoutSink("console", MESSAGE, descriptor=pipe["writer"], warn=str)
     writing = asyncio.ensure_future(sink.write([deliver("x" * 300_000)]))
     assert len(await asyncio.to_thread(drain, pipe["reader"], 300_001)) == 300_001
     await writing
@@ -146,7 +151,7 @@ from aiolog.source import Source
 from aiolog.sinks.stdout import StdoutSink
 
 async def main():
-    sink = StdoutSink("console", formatting.text("%(message)s"))
+    sink = StdoutSink("console", formatting.text("%(message)s"), warn=print)
     try:
         site = ("app", 20, "INFO", "/app.py", "app.py", "app", 1, "f")
         await asyncio.wait_for(sink.write([Delivery(Source(), [(1.0, site, (1, "t"), "x" * 1_000_000)])]), 0.1)
@@ -215,14 +220,14 @@ def test_color_is_for_terminals_that_want_it(isatty, environ, expected):
 )
 async def test_the_level_is_colored(pipe, level, name, code):
     """The level's name and nothing else, in a color that the level decides."""
-    sink = StdoutSink("console", LEVEL, descriptor=pipe["writer"], color=True)
+    sink = StdoutSink("console", LEVEL, descriptor=pipe["writer"], color=True, warn=str)
     await sink.write([deliver(f"{name} happens", source=make_source(level, name))])
     assert os.read(pipe["reader"], 100).decode() == f"\x1b[{code}m{name}\x1b[0m {name} happens\n"
 
 
 async def test_without_color_there_is_no_escape_sequence(pipe):
     """The default is plain."""
-    sink = StdoutSink("console", LEVEL, descriptor=pipe["writer"])
+    sink = StdoutSink("console", LEVEL, descriptor=pipe["writer"], warn=str)
     await sink.write([deliver("m")])
     assert os.read(pipe["reader"], 100) == b"INFO m\n"
 

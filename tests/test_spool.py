@@ -21,9 +21,11 @@ from test_backlog import BacklogMachine, Producer, ServerSession, alarm, packed,
 
 from aiolog import segments
 from aiolog.backlog import REASONS
+from aiolog.coerce import INT_MIN
 from aiolog.errors import ProtocolError
-from aiolog.protocol import VERSION, Hello
-from aiolog.segments import HEADER_BYTES, Home, Segment, SpoolError
+from aiolog.protocol import MAX_RECORD_BYTES, VERSION, Define, Hello, encode
+from aiolog.segments import HEADER_BYTES, MAX_SITES_BYTES, Home, Segment, SpoolError
+from aiolog.source import MAX_DEFINITION_CHARS, MAX_SITES, MAX_THREADS, Site, Thread
 from aiolog.spool import Orphan, Spool
 
 DEFINITIONS = [("app", 20, "INFO", "/app.py", "app.py", "app", 1, "main"), (1, "MainThread")]
@@ -504,6 +506,33 @@ def test_what_is_no_spool_is_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     assert Home.adopt(str(tmp_path / "empty")) is None
     assert not (tmp_path / "empty").exists()
+
+
+def test_the_largest_that_a_handler_writes_is_read(tmp_path):
+    """A full dictionary of the longest characters, and a record as large as a frame takes in the smallest spool."""
+    sites = [Site("", INT_MIN, "", "", "", "", INT_MIN, "")] * MAX_SITES
+    sites[0] = sites[0]._replace(name="\U0001f4a9" * MAX_DEFINITION_CHARS)  # in one, but what counts is the sum
+    definitions = [*sites, *([Thread(INT_MIN, "")] * MAX_THREADS)]
+    size_bytes = sum(len(segments.entry(bytes(4) + encode(Define([one])))) for one in definitions)
+    assert 3 * size_bytes < MAX_SITES_BYTES
+    for max_bytes in (64 << 10, 64 << 20):
+        spool = new(tmp_path / str(max_bytes), max_bytes=max_bytes)
+        for number in range(3):
+            spool.put(packed(number, MAX_RECORD_BYTES - 100))
+        spool.abandon()
+        assert deliver(adopt(tmp_path / str(max_bytes))).numbers == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "message", [b"\xff\xff\xff\xff" + encode(Define([DEFINITIONS[0]])), bytes(4) + encode(Define([])), bytes(4)]
+)
+def test_a_definition_that_is_none_is_passed_over(tmp_path, message):
+    """Whatever number it claims, it takes no memory for the holes before it."""
+    left_behind(tmp_path)
+    (path,) = files(tmp_path, "*/sites")
+    with path.open("ab") as file:
+        file.write(segments.entry(message))
+    assert adopt(tmp_path).definitions == DEFINITIONS
 
 
 def test_a_lock_on_what_is_gone_is_no_lock(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,12 @@ class Field(NamedTuple):
 
 Piece: TypeAlias = str | Field
 
+# What an operator writes on a few screens; and no width makes a line of megabytes of a record that says "hello".
+MAX_TEMPLATE_CHARS = 10_000
+
+_brief = reprlib.Repr()
+_brief.maxstring = 120  # of a template in a message
+
 _PERCENT_FIELD = re.compile(r"%(?:\((?P<name>[^()]*)\)(?P<conversion>[#0+ -]*\d*(?:\.\d*)?[hlL]?[diouxXeEfFgGcrsa])|%)")
 
 
@@ -35,7 +42,7 @@ def _percent_pieces(template: str) -> Iterator[Piece]:
     for match in [*_PERCENT_FIELD.finditer(template), None]:
         literal = template[end : match.start() if match else None]
         if "%" in literal:
-            raise ValueError(f"there is a lone % in {literal!r}; write %% for the sign")
+            raise ValueError(f"there is a lone % in {_brief.repr(literal)}; write %% for the sign")
         yield literal
         if match:
             end, name = match.end(), match["name"]
@@ -83,6 +90,7 @@ def parse(template: str, style: str, datefmt: str | None, defaults: Mapping[str,
     """Split a template into literals and fields. Raises ``ConfigError`` for one that fits no record."""
     sample = {**defaults, **_SAMPLE}
     try:
+        _check_size(template, style, datefmt)
         logging.Formatter(template, datefmt, style, defaults=defaults)  # type: ignore[arg-type] # it checks the style
         strftime(datefmt or "", localtime(0))
         split, default = _STYLES[style]
@@ -91,12 +99,31 @@ def parse(template: str, style: str, datefmt: str | None, defaults: Mapping[str,
             if isinstance(piece, Field):
                 with suppress(KeyError):  # an extra, of which nothing is known yet
                     piece.render(sample)
-    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, MemoryError) as error:
+        datefmt_shown = datefmt if datefmt is None else _brief.repr(datefmt)
         raise ConfigError(
-            f"The template {template!r} (style {style!r}, datefmt {datefmt!r}) cannot be used: {error}. "
+            f"the template {_brief.repr(template)} (style {style!r}, datefmt {datefmt_shown}) cannot be used: {error}. "
             f"Fields are written as {_EXAMPLES.get(style, _EXAMPLES['%'])}."
         ) from None
     return pieces
+
+
+def _check_size(template: str, style: str, datefmt: str | None) -> None:
+    """Raise ``ValueError`` for a line that is too wide whatever the record says; tries nothing."""
+    specs: list[str] = []
+    if style == "%":
+        specs = [match["conversion"] or "" for match in _PERCENT_FIELD.finditer(template)]
+    elif style == "{":
+        specs = [spec or "" for _, _, spec, _ in string.Formatter().parse(template)]
+    # More digits than the limit has are not made a number: CPython refuses those of more than 4,300.
+    widths = [digits.lstrip("0") for spec in specs for digits in re.findall(r"\d+", spec)]
+    is_wide = any(len(digits) > len(str(MAX_TEMPLATE_CHARS)) for digits in widths)
+    chars = 0 if is_wide else sum(int(digits or "0") for digits in widths)
+    if is_wide or len(template) + len(datefmt or "") + chars > MAX_TEMPLATE_CHARS:
+        raise ValueError(
+            f"with the widths of its fields it has more than {MAX_TEMPLATE_CHARS} characters. "
+            "Use smaller widths, or less text"
+        )
 
 
 def refused(value: Any) -> str:

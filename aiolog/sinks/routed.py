@@ -343,7 +343,8 @@ class RoutedFileSink:
             self._warn(f"{live.path} could not be ended: {reason(error)}. It stays as it is until it can be.")
             self._late[path] = family
             if not live.is_recovered:
-                live.ledger.read()
+                with suppress(ConfigError):  # what stands there is no ledger, and knows nobody
+                    live.ledger.read()
         else:
             self._old_ledgers.setdefault(family, []).append(live.ledger.path)
         self._inherited[family] = _merged(self._inherited.get(family, {}), live.ledger.marks)

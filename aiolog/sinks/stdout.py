@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aiolog.errors import reason
 from aiolog.fanout import Commit, Delivery
 from aiolog.formatting import Format
 from aiolog.record import WireRecord
@@ -56,16 +57,26 @@ class StdoutSink:
     """Write deliveries to a descriptor, as the protocol :class:`aiolog.fanout.Sink` asks, and never fail.
 
     Output cannot be taken back, so a group that the system refuses is not tried again: it is counted in
-    ``records_dropped``. When the reader is gone, so is every later one; ``disabled`` is true then.
+    ``records_dropped``. When the reader is gone, so is every later one; ``disabled`` is true then. ``warn`` takes one
+    sentence for the operator, from the sink's thread.
     """
 
-    def __init__(self, name: str, format: Format, *, descriptor: int = 1, color: bool = False) -> None:  # noqa: A002
+    def __init__(
+        self,
+        name: str,
+        format: Format,  # noqa: A002 - the word of the configuration
+        *,
+        descriptor: int = 1,
+        color: bool = False,
+        warn: Callable[[str], None],
+    ) -> None:
         self.name = name
         self.records_written = self.bytes_written = self.records_dropped = self.write_errors = 0
         self.disabled = False
         self._format = format
         self._descriptor = descriptor
         self._color = color
+        self._warn = warn
         self._thread = SinkThread(f"aiolog-{name}")
 
     async def open(self) -> None:
@@ -118,6 +129,8 @@ class StdoutSink:
             self.disabled = error.errno in _GONE
             self.write_errors += 1
             self.records_dropped += count
+            ends = "Nothing more is written there" if self.disabled else "What it refuses does not come again"
+            self._warn(f"sink {self.name} lost its output: {reason(error)}. {ends}: see to its reader, and restart.")
         else:
             self.records_written += count
             self.bytes_written += len(data)
