@@ -331,7 +331,7 @@ class AiologHandler(SocketHandler):
         if encoder is None:
             encoder = self._new_encoder(pid)
             encoder.redact_by(*self._redaction())
-        fresh = self._new_life(encoder)
+        fresh = self._new_life(encoder, socket.gethostname())
         won = self._lives.setdefault((pid, generation), fresh)
         encoder, sender = won
         life = pid, encoder, sender.backlog, sender
@@ -350,13 +350,13 @@ class AiologHandler(SocketHandler):
             sender.stop(0)
         return life
 
-    def _new_life(self, encoder: Encoder) -> tuple[Encoder, Sender]:
+    def _new_life(self, encoder: Encoder, host: str) -> tuple[Encoder, Sender]:
         hello = Hello(
             version=VERSION,
             session=os.urandom(SESSION_BYTES),
             pid=encoder.pid,
             process_name=encoder.process_name,
-            host=socket.gethostname(),
+            host=host,
             app=self.app,
             labels={**process_labels(os.environ, os.getppid()), **self.labels},
             start_time=encoder.start_time,
@@ -374,7 +374,7 @@ class AiologHandler(SocketHandler):
         """
         with contextlib.suppress(Exception):  # the first record will tell
             encoder = self._new_encoder(os.getpid())
-            self._new_life(encoder)
+            self._new_life(encoder, host="")
             record = logging.LogRecord(__name__, logging.INFO, __file__, 0, "%s", ("rehearsal",), None)
             for _ in ("its definitions are new", "they are known"):
                 pack_record(encoder.encode(record))

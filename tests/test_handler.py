@@ -625,7 +625,7 @@ def test_a_rehearsal_asks_no_code_of_the_application(new_handler):
 
 def test_a_rehearsal_that_fails_is_nobodys_business(new_handler, monkeypatch):
     """A handler is made all the same; what does not work then may when there is something to log."""
-    monkeypatch.setattr(socket, "gethostname", lambda: 1 // 0)
+    monkeypatch.setattr(os, "getppid", lambda: 1 // 0)
     handler = new_handler()
     monkeypatch.undo()
     handler.handle(record("heard"))
