@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from running import ServerProcess, aiolog, files, lines, run, serve
@@ -216,6 +217,22 @@ def test_a_stuck_sink_cannot_hold_up_the_end(tmp_path):
         assert time.monotonic() - began < 3
         assert "the drain was not done in 0.5 s" in server.stderr
         assert "They were not acked, and stay with their processes" in server.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_what_stdout_refuses_is_said(tmp_path):
+    """At once, and in the last line; the files have it all the same."""
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with serve(tmp_path, stdout=descriptor) as server, logger_to(server.port) as logger:
+            logger.warning("hello")
+            assert flush(logger) == 1
+            server.expect("sink console lost its output: No space left on device")
+            assert server.stop() == 0
+            assert "1 refused by the output of sink console" in server.stderr
+            assert len(server.records()) == 1
+    finally:
+        os.close(descriptor)
 
 
 def test_a_drain_without_time_is_a_drain_where_nothing_is_held(tmp_path):

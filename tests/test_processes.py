@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from interpreters import every_interpreter
 from oracle import Verdict
@@ -9,6 +11,14 @@ from programs import Program
 from running import serve
 
 TASKS = 5
+FIRST_AT_EXIT = """
+import atexit
+import sys
+atexit.register(lambda: logging.warning("first and last"))  # before logging's own hook, and so run after it
+import logging
+from aiolog import AiologHandler
+logging.getLogger().addHandler(AiologHandler("127.0.0.1", int(sys.argv[1])))
+"""
 
 
 @every_interpreter
@@ -67,6 +77,15 @@ def test_no_record_is_lost_at_an_exit(tmp_path, python, how, more):
         assert server.stop() == 0
         verdict = Verdict(server.records())
     verdict.assert_exact({"main": 200 + more.get("main", 0)} | {k: v for k, v in more.items() if k != "main"})
+
+
+@every_interpreter
+def test_a_first_record_that_an_exit_hook_logs(tmp_path, python):
+    """It arrives, although the hooks that flush have run or can no longer be registered."""
+    with serve(tmp_path, None, "--no-stdout") as server:
+        subprocess.run([python, "-c", FIRST_AT_EXIT, str(server.port)], check=True, timeout=30)
+        assert server.stop() == 0
+        assert [record["msg"] for record in server.records()] == ["first and last"]
 
 
 @every_interpreter

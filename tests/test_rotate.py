@@ -77,6 +77,9 @@ def test_no_page_of_a_browser_can_rotate(tmp_path):
     """Without the header that only a program sends, and without the token, nothing happens."""
     with serve(tmp_path, CONFIG, env={"AIOLOG_SERVER__TOKEN": "s3cret"}) as server:
         bearer = {"Authorization": "Bearer s3cret"}
+        result = aiolog(tmp_path, "rotate", env=environment(server) | {"AIOLOG_SERVER__TOKEN": "wrong"})
+        assert result.returncode == 69
+        assert "Set AIOLOG_SERVER__TOKEN" in result.stderr
         for headers in ({}, bearer, {ASKED_HEADER: "1"}, {ASKED_HEADER: "1", "Authorization": "Bearer wrong"}):
             assert ask(server, "/rotate", headers)[0] == 403
         assert ask(server, "/rotate", {ASKED_HEADER: "1", **bearer}) == (200, {"rotated": {"app": [], "by": []}})

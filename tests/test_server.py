@@ -103,6 +103,12 @@ async def test_a_port_in_use_is_the_operators_to_solve(server):
             await server.listen("127.0.0.1", port)
 
 
+async def test_an_address_that_is_not_here_is_no_matter_of_the_port(server):
+    """Of TEST-NET-1 (RFC 5737) no machine has an address."""
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0 .*address of this machine"):
+        await server.listen("192.0.2.1", 0)
+
+
 async def test_a_unix_socket_is_for_its_group(server, tmp_path):
     """It stands beside the port, with mode 0660, and the process's umask is as before."""
     path = tmp_path / "aiolog.sock"
